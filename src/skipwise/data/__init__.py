@@ -1,0 +1,1 @@
+"""Documents -> passages -> rows with skipped position indices -> tensors."""

@@ -1,0 +1,1 @@
+"""Checkpoints -> scores: perplexity by position and passkey retrieval."""

@@ -1,0 +1,54 @@
+"""A stock checkpoint: safetensors, tokenizer, and a config that every engine reads the same way."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from skipwise.errors import RunError
+from skipwise.files import whole_folder, write_json
+from skipwise.rope import legacy_rope_keys, model_window
+
+
+def export_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write ``model`` and ``tokenizer`` to ``folder``, which appears whole or not at all.
+
+    The config says the new window in ``max_position_embeddings`` and gives the RoPE twice: as
+    ``rope_parameters`` and under the older keys. Plain ``from_pretrained`` must give the same logits as
+    ``model``, bit for bit, before the folder gets its name; RunError otherwise.
+    """
+    window = model_window(model.config)
+    with whole_folder(folder) as aside:
+        model.save_pretrained(aside)
+        tokenizer.model_max_length = window
+        tokenizer.save_pretrained(aside)
+        config_file = aside / "config.json"
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+        config |= legacy_rope_keys(model.config)
+        config["use_cache"] = True  # off during training only
+        write_json(config_file, config)
+        _check_same_logits(model, aside)
+
+
+@torch.inference_mode()
+def _check_same_logits(model: PreTrainedModel, folder: Path) -> None:
+    attention = model.config._attn_implementation
+    reloaded = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=model.dtype, attn_implementation=attention, trust_remote_code=False
+    ).to(model.device)
+    count = min(16, model.config.vocab_size)
+    tokens = torch.arange(count, device=model.device)[None]
+    far = model_window(model.config) - count
+    position_ids = tokens + torch.tensor([far], device=model.device)
+    was_training = model.training
+    model.eval()
+    expected, found = (
+        each(input_ids=tokens, position_ids=position_ids, use_cache=False).logits for each in (model, reloaded)
+    )
+    model.train(was_training)
+    if not torch.equal(expected, found):
+        worst = float((expected - found).abs().max())
+        raise RunError(f"the exported checkpoint gives other logits than the trained model (off by {worst:.2g})")

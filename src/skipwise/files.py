@@ -1,0 +1,56 @@
+"""Writes that are whole or not there: everything is made aside, then renamed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from skipwise.errors import RunError
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Yield a folder to fill; it becomes ``folder`` (replacing what was there) only if no error is raised."""
+    aside = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        with disk_errors(folder):
+            yield aside
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+    aside.replace(folder)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as JSON in one step."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` in one step."""
+    aside = path.with_name(path.name + ".partial")
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(path)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full or unwritable disk into one line that names the place."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise RunError(f"the disk that holds {path} is full: free some space, then run the same command") from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EDQUOT):
+            raise RunError(f"{path} cannot be written: {error.strerror}") from error
+        raise

@@ -1,0 +1,117 @@
+"""Checkpoints in: a Hugging Face folder, a hub name, or a GGUF file; never remote code, never pickles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from skipwise.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Where a model is: a folder or hub name, and the file inside it when it is a GGUF file."""
+
+    name: str
+    gguf_file: str | None = None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What every ``from_pretrained`` call needs besides the name."""
+        extra = {"gguf_file": self.gguf_file} if self.gguf_file else {}
+        return {"trust_remote_code": False, **extra}
+
+
+def find_checkpoint(model: str) -> Checkpoint:
+    """What ``model`` names. Raises InputError for a path that is not there or holds no checkpoint."""
+    path = Path(model).expanduser()
+    if path.is_file() and path.suffix == ".gguf":
+        return Checkpoint(str(path.parent), path.name)
+    if path.is_file():
+        raise InputError(f"{model} is a file: give a .gguf file or a checkpoint folder")
+    if path.is_dir():
+        return _checkpoint_folder(path)
+    if _looks_like_hub_name(model):
+        return Checkpoint(model)
+    raise InputError(f"{model}: no such checkpoint folder or file")
+
+
+def load_config(checkpoint: Checkpoint) -> PretrainedConfig:
+    """The model's config."""
+    return _load(AutoConfig, checkpoint)
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, as it is: no pad token is added, so the vocabulary cannot grow."""
+    return _load(AutoTokenizer, checkpoint)
+
+
+def load_model(
+    checkpoint: Checkpoint,
+    config: PretrainedConfig | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    attention: str = "sdpa",
+    device: str = "cpu",
+    gradient_checkpointing: bool = False,
+) -> PreTrainedModel:
+    """The model with its weights in ``dtype``, under ``config`` if one is given.
+
+    ``from_pretrained`` casts the weights and leaves the rotary frequencies in float32; ``model.to(dtype)``
+    would round them.
+    """
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention}
+    if config is not None:
+        options["config"] = config
+    if checkpoint.gguf_file:
+        options |= _dequantize()
+    else:
+        options["use_safetensors"] = True
+    model: PreTrainedModel = _load(AutoModelForCausalLM, checkpoint, **options)
+    model.config.use_cache = False
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model.to(device)
+
+
+def _load(loader: Any, checkpoint: Checkpoint, **options: Any) -> Any:
+    try:
+        return loader.from_pretrained(checkpoint.name, **checkpoint.arguments, **options)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        what = f"{checkpoint.name}/{checkpoint.gguf_file}" if checkpoint.gguf_file else checkpoint.name
+        raise InputError(f"{what} cannot be loaded: {reason}") from error
+
+
+def _dequantize() -> dict[str, Any]:
+    """Newer `transformers` keeps GGUF weights packed, which can be neither trained nor saved."""
+    config = getattr(transformers, "GgufConfig", None)
+    return {} if config is None else {"quantization_config": config(dequantize=True)}
+
+
+def _checkpoint_folder(path: Path) -> Checkpoint:
+    if (path / "config.json").is_file():
+        return Checkpoint(str(path))
+    gguf_files = sorted(path.glob("*.gguf"))
+    if len(gguf_files) == 1:
+        return Checkpoint(str(path), gguf_files[0].name)
+    if gguf_files:
+        raise InputError(f"{path} holds {len(gguf_files)} .gguf files: name one of them")
+    raise InputError(f"{path} has no config.json and no .gguf file: it is not a checkpoint folder")
+
+
+def _looks_like_hub_name(model: str) -> bool:
+    parts = model.split("/")
+    return len(parts) == 2 and all(parts) and not model.startswith((".", "~"))

@@ -1,0 +1,1 @@
+"""Model + rows + recipe -> trained model, through Hugging Face `Trainer`."""
