@@ -34,12 +34,17 @@ WINDOW = 256
 
 def main() -> None:
     """Train, judge and save."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("output", type=Path)
-    parser.add_argument("--library", type=Path, help="another CPython's Lib folder (default: the running one's)")
+    parser.add_argument(
+        "--library", type=Path, help="another CPython's Lib folder (default: the running one's)"
+    )
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--rows", type=int, default=128, help="rows in a step")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--schedule", default="cosine", help="or constant_with_warmup")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--heads", type=int, default=4)
@@ -59,10 +64,11 @@ def main() -> None:
         rows_per_step=options.rows,
         micro_batch=options.rows,
         learning_rate=options.learning_rate,
+        schedule=options.schedule,
         warmup_steps=200,
         weight_decay=0.1,
         save_every=options.steps,
-        workers=6 if device == "cuda" else 0,
+        workers=4 if device == "cuda" else 0,
     )
     with tempfile.TemporaryDirectory() as scratch:
         passages = HalfPasskey(library, tokenizer, Path(scratch), options.seed)

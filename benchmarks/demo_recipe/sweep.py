@@ -23,10 +23,11 @@ TARGET = 4096
 LENGTHS = [WINDOW * 2**i for i in range(5)]
 DEFAULTS: dict[str, Any] = {
     "interpolation": "yarn",
+    "rope": {},
     "sampler": "pose",
     "chunks": 2,
     "content": "uniform",
-    "target": TARGET,
+    "headroom": 0,
     "steps": 100,
     "rows": 16,
     "learning_rate": 1e-3,
@@ -39,7 +40,9 @@ DEFAULTS: dict[str, Any] = {
 
 def main() -> None:
     """Run the grid."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("grid", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--library", type=Path)
@@ -62,10 +65,16 @@ def main() -> None:
 
 def summary(result: dict[str, Any]) -> str:
     """One line: what differs from the defaults, then the scores."""
-    told = " ".join(f"{key}={result[key]}" for key in ("model", *DEFAULTS) if result[key] != DEFAULTS.get(key))
+    told = " ".join(
+        f"{key}={result[key]}" for key in ("model", *DEFAULTS) if result[key] != DEFAULTS.get(key)
+    )
     retrieval = " ".join(f"{100 * value:3.0f}" for value in result["retrieval"])
     first, last = result["perplexity"][0], result["last_quarter"][-1]
-    return f"{told:70s} retrieval {retrieval} | ppl 256 {first:.2f} all {result['perplexity'][-1]:.2f} last {last:.2f}"
+    return (
+        f"{told:70s} retrieval {retrieval} | "
+        + " ".join(f"{100 * v:3.0f}" for v in result["retrieval_at_depth"])
+        + f" | ppl 256 {first:.2f} all {result['perplexity'][-1]:.2f} last {last:.2f}"
+    )
 
 
 def run(task: dict[str, Any], library: Path | None) -> dict[str, Any]:
@@ -90,7 +99,7 @@ def run(task: dict[str, Any], library: Path | None) -> dict[str, Any]:
     tokenizer = load_tokenizer(checkpoint)
     config = load_config(checkpoint)
     if task["interpolation"] != "untouched":
-        config = extend_rope(config, task["target"], task["interpolation"])
+        config = extend_rope(config, TARGET, task["interpolation"], task["rope"])
     model = load_model(checkpoint, config, device=device)
     train_passages, held_out = documents(tokenizer, library, task)
     if task["steps"]:
@@ -103,9 +112,7 @@ def run(task: dict[str, Any], library: Path | None) -> dict[str, Any]:
             precision="float32",
             save_every=10**6,
         )
-        rows = Rows(
-            train_passages, make_sampler(task), count=task["steps"] * task["rows"], seed=task["seed"]
-        )
+        rows = Rows(train_passages, make_sampler(task), count=task["steps"] * task["rows"], seed=task["seed"])
         with tempfile.TemporaryDirectory() as folder:
             train(model, rows, recipe, Path(folder), seed=task["seed"])
     model.eval()
@@ -116,7 +123,9 @@ def run(task: dict[str, Any], library: Path | None) -> dict[str, Any]:
         name: [score["value"] for score in scores if score["task"] == name]
         for name in ("retrieval", "perplexity", "perplexity_last_quarter")
     }
+    by_depth = [s["value"] for s in scores if s["task"] == "retrieval_at_depth" and s["length"] == TARGET]
     return task | {
+        "retrieval_at_depth": by_depth,
         "retrieval": values["retrieval"],
         "perplexity": values["perplexity"],
         "last_quarter": values["perplexity_last_quarter"],
@@ -131,8 +140,8 @@ def make_sampler(task: dict[str, Any]) -> Any:
 
     kind = SAMPLERS[task["sampler"]]
     if kind is PoSE:
-        return PoSE(WINDOW, task["target"], task["chunks"], task["content"])
-    return kind(WINDOW, task["target"])
+        return PoSE(WINDOW, TARGET + task["headroom"], task["chunks"], task["content"])
+    return kind(WINDOW, TARGET)
 
 
 _DOCUMENTS: dict[str, Any] = {}
@@ -141,8 +150,8 @@ _DOCUMENTS: dict[str, Any] = {}
 def documents(tokenizer: Any, library: Path | None, task: dict[str, Any]) -> tuple[Any, list[Any]]:
     """Training passages and the tokens of the held-out modules; tokenized once a process and tokenizer."""
     import numpy as np
-
     from datasets import Dataset
+
     from skipwise.data.passages import Passages, tokenize_documents
     from skipwise.demo import corpus
 
@@ -155,7 +164,9 @@ def documents(tokenizer: Any, library: Path | None, task: dict[str, Any]) -> tup
         share = task["passkey"]
         count = min(round(library_passages * share / (1 - share)), 1600)
         prompts = corpus.passkey_documents(tokenizer, joined, length=WINDOW, count=count, seed=1)
-        dataset = Dataset.from_dict({"text": [*texts, *prompts], "source": [""] * (len(texts) + len(prompts))})
+        dataset = Dataset.from_dict(
+            {"text": [*texts, *prompts], "source": [""] * (len(texts) + len(prompts))}
+        )
         cache = Path(tempfile.mkdtemp())
         held_out = [
             np.array(tokenizer(text, add_special_tokens=False)["input_ids"])

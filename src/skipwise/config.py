@@ -1,4 +1,4 @@
-"""What a run is told: one validated, immutable recipe. Lengths are in tokens unless a field says otherwise."""
+"""What a run is told: one validated, immutable recipe. Lengths are in tokens unless a field says so."""
 
 from __future__ import annotations
 
@@ -58,6 +58,12 @@ class SamplerRecipe(_Section):
     name: SamplerName = "pose"
     chunks: int = Field(2, ge=1, description="N, the chunks of a row (pose only).")
     content: Content = Field("uniform", description="Where the chunks' text comes from (pose only).")
+    headroom: int = Field(
+        0,
+        ge=0,
+        description="Positions beyond the target that rows may reach (pose only). Without any, distances near "
+        "the target are seen rarely; a train length of headroom shows them as often as others.",
+    )
 
 
 class TrainingRecipe(_Section):
@@ -95,6 +101,9 @@ class Recipe(_Section):
     train_length: Tokens | None = Field(None, description="Tokens in a row; empty: the model's own window.")
     allow_longer_rows: bool = Field(False, description="Let train_length exceed the model's window.")
     interpolation: Interpolation = Field("yarn", description="How positions fit the pretrained range.")
+    interpolation_options: dict[str, float] = Field(
+        {}, description="Further keys of the interpolation (yarn: beta_fast, beta_slow, attention_factor)."
+    )
     data: DataRecipe = Field(default_factory=lambda: DataRecipe())
     sampler: SamplerRecipe = Field(default_factory=lambda: SamplerRecipe())
     training: TrainingRecipe = Field(default_factory=lambda: TrainingRecipe())

@@ -50,7 +50,9 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise RunError(f"the disk that holds {path} is full: free some space, then run the same command") from error
+            raise RunError(
+                f"the disk that holds {path} is full: free some space, then run the same command"
+            ) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EDQUOT):
             raise RunError(f"{path} cannot be written: {error.strerror}") from error
         raise

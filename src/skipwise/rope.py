@@ -16,6 +16,7 @@ length would be taught frequencies that the target length never uses.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 from transformers import PretrainedConfig
@@ -23,20 +24,31 @@ from transformers import PretrainedConfig
 from skipwise.config import Interpolation
 from skipwise.errors import InputError
 
+OPTIONS = {"yarn": {"beta_fast", "beta_slow", "attention_factor"}}
+
 
 def model_window(config: PretrainedConfig) -> int:
     """The window the model was pretrained with, in tokens. Raises InputError when the config names none."""
     window = getattr(config, "max_position_embeddings", None)
     if not isinstance(window, int) or window < 1:
-        raise InputError(f"{config.model_type}: its config has no max_position_embeddings, so no known window")
+        raise InputError(
+            f"{config.model_type}: its config has no max_position_embeddings, so no known window"
+        )
     return window
 
 
-def extend_rope(config: PretrainedConfig, target_length: int, method: Interpolation) -> PretrainedConfig:
+def extend_rope(
+    config: PretrainedConfig,
+    target_length: int,
+    method: Interpolation,
+    options: Mapping[str, float] | None = None,
+) -> PretrainedConfig:
     """A new config whose window is ``target_length`` tokens; ``config`` is left as it is.
 
-    Raises InputError for a target below the window, a model without RoPE, or one whose RoPE is scaled
-    already (replacing that scaling would lose it).
+    ``options`` are further `transformers` keys of the method: for yarn ``beta_fast`` and ``beta_slow`` (the
+    ramp's ends, in rotations over the original window; 32 and 1) and ``attention_factor``. Raises InputError
+    for a target below the window, a model without RoPE, or one whose RoPE is scaled already (replacing that
+    scaling would lose it).
     """
     window = model_window(config)
     if target_length < window:
@@ -44,7 +56,11 @@ def extend_rope(config: PretrainedConfig, target_length: int, method: Interpolat
     parameters = _plain_rope(config)
     values = config.to_dict()
     values["max_position_embeddings"] = target_length
-    values["rope_parameters"] = parameters | _scaling(config, parameters, target_length / window, method)
+    scaling = _scaling(config, parameters, target_length / window, method)
+    unknown = set(options or {}) - OPTIONS.get(method, set())
+    if unknown:
+        raise InputError(f"interpolation {method!r} has no option {sorted(unknown)[0]!r}")
+    values["rope_parameters"] = parameters | scaling | (dict(options or {}) if scaling else {})
     return type(config).from_dict(values)
 
 

@@ -210,7 +210,7 @@ def _row(passage: NDArray[np.integer], chunks: Chunks) -> Row:
 
 
 def _increasing_skips(count: int, largest: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """``count`` integers that never fall: the first is 0, each next uniform from the one before to largest."""
+    """``count`` integers that never fall: 0 first, each next uniform from the one before to ``largest``."""
     skips = np.zeros(count, dtype=np.int64)
     for i in range(1, count):
         skips[i] = rng.integers(skips[i - 1], largest, endpoint=True)

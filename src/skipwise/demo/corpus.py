@@ -14,7 +14,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from skipwise.errors import InputError
-from skipwise.evals.passkey import FILLER, PromptBuilder
+from skipwise.evals.passkey import FILLER, TASK, PromptBuilder
 
 HELD_OUT = (
     "argparse",
@@ -80,7 +80,7 @@ def passkey_documents(
     documents: list[str] = []
     while len(documents) < count:
         token_ids = passkey_tokens(tokenizer, library, length, rng)
-        text = tokenizer.decode(token_ids)
+        text = str(tokenizer.decode(token_ids))
         # Pieces are tokenized one by one; where the joined text would be cut otherwise, draw again.
         if tokenizer(text, add_special_tokens=False)["input_ids"] == token_ids:
             documents.append(text)
@@ -92,8 +92,11 @@ def passkey_tokens(
 ) -> list[int]:
     """One passkey prompt with its answer, ``length`` tokens, key and depth drawn at random."""
     filler = FILLER if rng.random() < 0.5 else _excerpt(library, 8 * length, rng)
-    builder = PromptBuilder(tokenizer, filler)
-    return builder.build(length, float(rng.random()), int(rng.integers(10_000, 100_000))).token_ids
+    # Half without the task line: the key may then stand a whole window before the question.
+    task = TASK + "\n" if rng.random() < 0.5 else ""
+    depth = float(np.clip(rng.uniform(-0.05, 1.05), 0.0, 1.0))  # both ends are met, not only approached
+    builder = PromptBuilder(tokenizer, filler, task)
+    return builder.build(length, depth, int(rng.integers(10_000, 100_000))).token_ids
 
 
 def _excerpt(text: str, characters: int, rng: np.random.Generator) -> str:

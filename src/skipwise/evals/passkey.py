@@ -11,7 +11,7 @@ nothing has to be generated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,12 +41,14 @@ class Prompt:
 class PromptBuilder:
     """Builds passkey prompts of exact token lengths for one tokenizer.
 
-    ``filler`` is repeated as often as needed; by default the paper's sentences.
+    ``filler`` is repeated as often as needed; by default the paper's sentences. ``task`` comes first.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, filler: str = FILLER) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, filler: str = FILLER, task: str = TASK + "\n"
+    ) -> None:
         self.tokenizer = tokenizer
-        self.start = _start_tokens(tokenizer) + self._encode(TASK + "\n")
+        self.start = _start_tokens(tokenizer) + self._encode(task)
         self.filler = self._encode(filler + " ")
 
     def build(self, length: int, depth: float, key: int) -> Prompt:

@@ -7,6 +7,7 @@ for free. Perplexity is exp of the mean loss over scored tokens (not over window
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -33,18 +34,24 @@ def perplexity_scores(
 
     For each length L: task ``perplexity`` over tokens 1 .. L - 1, ``perplexity_last_quarter`` over tokens
     3L/4 .. L - 1, and ``perplexity_bucket`` over consecutive buckets of positions, doubling in size. Each
-    length uses the documents of at least that many tokens. ``advance`` is called after each document.
+    length uses the documents of at least that many tokens, and is left out when there is none. ``advance``
+    is called after each document.
     """
     losses = []
     for document in documents:
         losses.append(token_losses(model, document[: max(lengths)]))
         advance()
     scores: list[Score] = []
+    longest = max((len(loss) for loss in losses), default=0)
     for length in lengths:
+        if length > longest:
+            continue
         scores.append(_score(losses, name, "perplexity", 1, length))
         scores.append(_score(losses, name, "perplexity_last_quarter", 3 * length // 4, length))
     edges = _bucket_edges(lengths)
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
+        if end > longest:
+            continue
         bucket = _score(losses, name, "perplexity_bucket", max(start, 1), end)
         scores.append({**bucket, "start": start, "end": end})
     return scores
@@ -68,7 +75,7 @@ def token_losses(model: PreTrainedModel, token_ids: NDArray[np.integer]) -> NDAr
 
 
 def _check_head(model: PreTrainedModel, tokens: torch.Tensor) -> None:
-    """Some families scale or cap their logits after the head: applying the head alone would be wrong there."""
+    """Refuse families that scale or cap their logits after the head: the head alone would be wrong."""
     outputs = model(
         input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False, output_hidden_states=True
     )
@@ -80,9 +87,7 @@ def _check_head(model: PreTrainedModel, tokens: torch.Tensor) -> None:
         )
 
 
-def _score(
-    losses: Sequence[NDArray[np.float64]], name: str, task: str, start: int, end: int
-) -> Score:
+def _score(losses: Sequence[NDArray[np.float64]], name: str, task: str, start: int, end: int) -> Score:
     """Perplexity over positions start .. end - 1 of the documents that have them all."""
     spans = [loss[start:end] for loss in losses if len(loss) >= end]
     means = np.array([span.mean() for span in spans])

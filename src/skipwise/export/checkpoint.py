@@ -13,14 +13,25 @@ from skipwise.files import whole_folder, write_json
 from skipwise.rope import legacy_rope_keys, model_window
 
 
-def export_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def export_checkpoint(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    dtype: torch.dtype | None = None,
+) -> None:
     """Write ``model`` and ``tokenizer`` to ``folder``, which appears whole or not at all.
+
+    With ``dtype`` (usually the one of the checkpoint that was extended) the weights of ``model`` are cast in
+    place first.
 
     The config says the new window in ``max_position_embeddings`` and gives the RoPE twice: as
     ``rope_parameters`` and under the older keys. Plain ``from_pretrained`` must give the same logits as
     ``model``, bit for bit, before the folder gets its name; RunError otherwise.
     """
     window = model_window(model.config)
+    for parameter in model.parameters():  # not model.to(dtype), which would round the rotary frequencies
+        parameter.data = parameter.data.to(dtype or parameter.dtype)
     with whole_folder(folder) as aside:
         model.save_pretrained(aside)
         tokenizer.model_max_length = window
@@ -38,7 +49,8 @@ def _check_same_logits(model: PreTrainedModel, folder: Path) -> None:
     attention = model.config._attn_implementation
     reloaded = AutoModelForCausalLM.from_pretrained(
         folder, dtype=model.dtype, attn_implementation=attention, trust_remote_code=False
-    ).to(model.device)
+    )
+    torch.nn.Module.to(reloaded, model.device)
     count = min(16, model.config.vocab_size)
     tokens = torch.arange(count, device=model.device)[None]
     far = model_window(model.config) - count
@@ -46,9 +58,12 @@ def _check_same_logits(model: PreTrainedModel, folder: Path) -> None:
     was_training = model.training
     model.eval()
     expected, found = (
-        each(input_ids=tokens, position_ids=position_ids, use_cache=False).logits for each in (model, reloaded)
+        each(input_ids=tokens, position_ids=position_ids, use_cache=False).logits
+        for each in (model, reloaded)
     )
     model.train(was_training)
     if not torch.equal(expected, found):
         worst = float((expected - found).abs().max())
-        raise RunError(f"the exported checkpoint gives other logits than the trained model (off by {worst:.2g})")
+        raise RunError(
+            f"the exported checkpoint gives other logits than the trained model (off by {worst:.2g})"
+        )

@@ -50,12 +50,14 @@ def find_checkpoint(model: str) -> Checkpoint:
 
 def load_config(checkpoint: Checkpoint) -> PretrainedConfig:
     """The model's config."""
-    return _load(AutoConfig, checkpoint)
+    config: PretrainedConfig = _load(AutoConfig, checkpoint)
+    return config
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     """The model's tokenizer, as it is: no pad token is added, so the vocabulary cannot grow."""
-    return _load(AutoTokenizer, checkpoint)
+    tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, checkpoint)
+    return tokenizer
 
 
 def load_model(
@@ -83,7 +85,7 @@ def load_model(
     model.config.use_cache = False
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    return model.to(device)
+    return torch.nn.Module.to(model, device)
 
 
 def _load(loader: Any, checkpoint: Checkpoint, **options: Any) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from transformers import PreTrainedModel
@@ -134,7 +135,7 @@ def _angles(model: PreTrainedModel, target_length: int) -> tuple[float, float]:
     dtype = torch.float32
     cos, sin = rotary(torch.zeros(1, dtype=dtype, device=model.device), positions[None])
     angles = positions.double()[:, None] * _exact_frequencies(model, rotary)
-    scale = float(rotary.attention_scaling)
+    scale = float(cast(float, rotary.attention_scaling))
     half = angles.shape[-1]
     error = max(
         _largest(cos[0, :, :half].double() - scale * angles.cos()),
@@ -146,6 +147,6 @@ def _angles(model: PreTrainedModel, target_length: int) -> tuple[float, float]:
 
 
 def _exact_frequencies(model: PreTrainedModel, rotary: torch.nn.Module) -> torch.Tensor:
-    """The frequencies the config asks for, from a fresh module in float32 (a buffer that was cast differs)."""
-    fresh: torch.Tensor = type(rotary)(model.config).inv_freq
+    """The frequencies the config asks for, from a fresh float32 module (a buffer that was cast differs)."""
+    fresh = cast(torch.Tensor, type(rotary)(model.config).inv_freq)
     return fresh.double().to(model.device)

@@ -50,7 +50,11 @@ class MetricsLog(TrainerCallback):
         kept = []
         if self.resumed and self.path.exists():
             lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= state.global_step]
+            kept = [
+                line
+                for line in lines
+                if line.endswith("\n") and json.loads(line)["step"] <= state.global_step
+            ]
         self.path.write_text("".join(kept), encoding="utf-8")
 
     def on_log(
@@ -70,7 +74,7 @@ class MetricsLog(TrainerCallback):
 
 
 class ProgressLine(TrainerCallback):
-    """One live line on the terminal: step, loss, tokens/s, time left. Silent when output is not a terminal."""
+    """One live line on the terminal: step, loss, tokens/s, time left."""
 
     def __init__(self, title: str, tokens_per_step: int) -> None:
         self.tokens_per_step = tokens_per_step

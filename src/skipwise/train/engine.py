@@ -50,9 +50,13 @@ def train(
     trainer = Trainer(
         model=model,
         args=_arguments(recipe, folder, seed, next(model.parameters()).device),
-        train_dataset=rows,  # type: ignore[arg-type]
+        train_dataset=rows,
         data_collator=SkipCollator(),
-        callbacks=[StopOnBadLoss(), metrics, ProgressLine(title, recipe.rows_per_step * rows.sampler.row_length)],
+        callbacks=[
+            StopOnBadLoss(),
+            metrics,
+            ProgressLine(title, recipe.rows_per_step * rows.sampler.row_length),
+        ],
     )
     trainer.remove_callback(PrinterCallback)  # the progress line says it
     started = time.perf_counter()

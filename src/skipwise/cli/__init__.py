@@ -1,0 +1,1 @@
+"""Argument parsing only; everything else is imported inside the commands, so that `--help` is instant."""

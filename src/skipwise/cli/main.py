@@ -1,0 +1,201 @@
+"""The command line: ``skipwise extend`` and ``skipwise demo``."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from skipwise.cli.reporting import one_line_errors
+
+app = typer.Typer(
+    name="skipwise",
+    help="Teach a RoPE language model a longer context window, training only at its short length (PoSE).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Delete what the output folder holds and start over.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of every random choice.")]
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/demo"),
+    seed: Seed = 0,
+    fresh: Fresh = False,
+    debug: Debug = False,
+) -> None:
+    """Extend the small model that comes with the package 16 times, and show what that changed.
+
+    Needs no network and no GPU: 256 -> 4,096 tokens in a few minutes on two CPU cores.
+    """
+    with one_line_errors(debug=debug, again=_GO_ON):
+        from skipwise.demo.run import demo_recipe
+
+        _start(output, fresh)
+        recipe = demo_recipe(output.with_name(output.name + "-data"), seed)
+        _extend(recipe, output, "skipwise demo")
+
+
+@app.command()
+def extend(
+    model: Annotated[str, typer.Argument(help="Checkpoint folder, .gguf file or Hugging Face hub name.")],
+    more_data: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[FILE]...", help="More files for --data (an unquoted glob)."),
+    ] = None,
+    target_length: Annotated[
+        str | None, typer.Option(help="The window wanted, in tokens: 32768, 32k, 1M.")
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Text: .txt .md .py .jsonl .json .parquet (also .gz, .zst), folder, glob, hub dataset."
+        ),
+    ] = None,
+    text_column: Annotated[str, typer.Option(help="Column of tables that holds the text.")] = "text",
+    eval_data: Annotated[
+        list[str] | None, typer.Option(help="Text to judge on; default: some long documents are set aside.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Run folder; default: runs/MODEL-TARGET.")] = None,
+    train_length: Annotated[
+        str | None, typer.Option(help="Tokens in a row; default: the model's window.")
+    ] = None,
+    allow_longer_rows: Annotated[
+        bool, typer.Option("--allow-longer-rows", help="Let --train-length exceed the model's window.")
+    ] = False,
+    interpolation: Annotated[str, typer.Option(help="linear, ntk, yarn or none.")] = "yarn",
+    sampler: Annotated[str, typer.Option(help="pose, randpos, contiguous or full-length.")] = "pose",
+    chunks: Annotated[int, typer.Option(help="Chunks of a row (pose).")] = 2,
+    content: Annotated[str, typer.Option(help="uniform, contiguous or aligned text (pose).")] = "uniform",
+    control: Annotated[
+        bool, typer.Option("--control", help="Also train contiguous rows at the same budget, to compare.")
+    ] = False,
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 200,
+    rows_per_step: Annotated[int, typer.Option(help="Rows in one optimizer step.")] = 16,
+    micro_batch: Annotated[int, typer.Option(help="Rows in one forward pass.")] = 1,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-5,
+    precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Less activation memory, more time.")
+    ] = False,
+    attention: Annotated[
+        str, typer.Option(help="sdpa, eager, flash_attention_2 or flex_attention.")
+    ] = "sdpa",
+    save_every: Annotated[int, typer.Option(help="Steps between checkpoints to resume from.")] = 100,
+    eval_lengths: Annotated[
+        str | None, typer.Option(help="Lengths to judge at, such as 2k,8k,32k; default: doublings.")
+    ] = None,
+    eval_documents: Annotated[int, typer.Option(help="Documents for perplexity, at most.")] = 8,
+    trials: Annotated[int, typer.Option(help="Passkey prompts at each length.")] = 20,
+    seed: Seed = 0,
+    fresh: Fresh = False,
+    debug: Debug = False,
+) -> None:
+    """Extend a model's window and judge it before and after.
+
+    The same command again goes on where it stopped.
+    """
+    with one_line_errors(debug=debug, again=_GO_ON):
+        from skipwise.config import make_recipe
+        from skipwise.errors import InputError
+
+        if target_length is None:
+            raise InputError("no target: say --target-length, for example 32k")
+        if more_data and not data:
+            raise InputError(f"unexpected {more_data[0]!r}: name text files after --data")
+        recipe = make_recipe(
+            {
+                "model": model,
+                "target_length": target_length,
+                "train_length": train_length,
+                "allow_longer_rows": allow_longer_rows,
+                "interpolation": interpolation,
+                "data": {
+                    "files": [*(data or ()), *(more_data or ())],
+                    "text_column": text_column,
+                    "evaluation_files": eval_data or (),
+                },
+                "sampler": {"name": sampler, "chunks": chunks, "content": content},
+                "training": {
+                    "steps": steps,
+                    "rows_per_step": rows_per_step,
+                    "micro_batch": micro_batch,
+                    "learning_rate": learning_rate,
+                    "precision": precision,
+                    "gradient_checkpointing": gradient_checkpointing,
+                    "save_every": save_every,
+                },
+                "evaluation": {
+                    "lengths": eval_lengths.split(",") if eval_lengths else (),
+                    "documents": eval_documents,
+                    "trials": trials,
+                },
+                "control": control,
+                "attention": attention,
+                "seed": seed,
+            }
+        )
+        folder = output or Path("runs") / f"{Path(model).stem}-{target_length}"
+        _start(folder, fresh)
+        _extend(recipe, folder, shlex.join(["skipwise", *sys.argv[1:]]))
+
+
+_GO_ON = "; the same command again goes on from what was saved"
+
+
+def _start(output: Path, fresh: bool) -> None:
+    """Empty a run folder on request; refuse to delete anything else."""
+    from skipwise.errors import InputError
+
+    if fresh and output.exists():
+        if not (output / "recipe.yaml").is_file():
+            raise InputError(f"{output} is not a run of skipwise: it is not deleted")
+        shutil.rmtree(output)
+
+
+def _extend(recipe: Any, output: Path, command: str) -> None:
+    from rich.console import Console
+
+    from skipwise.extend import extend as run_extend
+
+    console = Console(highlight=False)
+    console.print(f"Run folder: {output}")
+    report = run_extend(recipe, output, command=command, say=console.print)
+    _show(output, report, console)
+
+
+def _show(output: Path, report: Path, console: Any) -> None:
+    import json
+
+    from skipwise.report import score_tables
+
+    facts = json.loads((output / "run.json").read_text(encoding="utf-8"))
+    scores = json.loads((output / "scores.json").read_text(encoding="utf-8"))["scores"]
+    for table in score_tables(scores, {each["name"]: each["title"] for each in facts["models"]}):
+        console.print()
+        console.print(table)
+    console.print()
+    for what, path in (
+        ("Report", report),
+        ("Scores", output / "scores.json"),
+        ("Checkpoint", output / "checkpoint"),
+    ):
+        console.print(f"{what:<11}{path}", soft_wrap=True)
+
+
+def run() -> None:
+    """Entry point of the ``skipwise`` command."""
+    app()
+
+
+if __name__ == "__main__":
+    run()
