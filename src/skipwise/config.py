@@ -61,8 +61,8 @@ class SamplerRecipe(_Section):
     headroom: int = Field(
         0,
         ge=0,
-        description="Positions beyond the target that rows may reach (pose only). Without any, distances near "
-        "the target are seen rarely; a train length of headroom shows them as often as others.",
+        description="Positions beyond the target that rows may reach (pose only). Without any, distances "
+        "near the target are seen rarely; a train length of headroom shows them as often as others.",
     )
 
 
@@ -102,7 +102,8 @@ class Recipe(_Section):
     allow_longer_rows: bool = Field(False, description="Let train_length exceed the model's window.")
     interpolation: Interpolation = Field("yarn", description="How positions fit the pretrained range.")
     interpolation_options: dict[str, float] = Field(
-        {}, description="Further keys of the interpolation (yarn: beta_fast, beta_slow, attention_factor)."
+        {},
+        description="Further keys of the interpolation (yarn: beta_fast, beta_slow, attention_factor; ntk: factor).",
     )
     data: DataRecipe = Field(default_factory=lambda: DataRecipe())
     sampler: SamplerRecipe = Field(default_factory=lambda: SamplerRecipe())

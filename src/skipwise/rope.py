@@ -24,7 +24,7 @@ from transformers import PretrainedConfig
 from skipwise.config import Interpolation
 from skipwise.errors import InputError
 
-OPTIONS = {"yarn": {"beta_fast", "beta_slow", "attention_factor"}}
+OPTIONS = {"ntk": {"factor"}, "yarn": {"beta_fast", "beta_slow", "attention_factor"}}
 
 
 def model_window(config: PretrainedConfig) -> int:
@@ -46,9 +46,9 @@ def extend_rope(
     """A new config whose window is ``target_length`` tokens; ``config`` is left as it is.
 
     ``options`` are further `transformers` keys of the method: for yarn ``beta_fast`` and ``beta_slow`` (the
-    ramp's ends, in rotations over the original window; 32 and 1) and ``attention_factor``. Raises InputError
-    for a target below the window, a model without RoPE, or one whose RoPE is scaled already (replacing that
-    scaling would lose it).
+    ramp's ends, in rotations over the original window; 32 and 1) and ``attention_factor``; for ntk
+    ``factor``, where another alpha than target / window is wanted. Raises InputError for a target below the
+    window, a model without RoPE, or one whose RoPE is scaled already (replacing that scaling would lose it).
     """
     window = model_window(config)
     if target_length < window:
@@ -56,11 +56,13 @@ def extend_rope(
     parameters = _plain_rope(config)
     values = config.to_dict()
     values["max_position_embeddings"] = target_length
-    scaling = _scaling(config, parameters, target_length / window, method)
     unknown = set(options or {}) - OPTIONS.get(method, set())
     if unknown:
         raise InputError(f"interpolation {method!r} has no option {sorted(unknown)[0]!r}")
-    values["rope_parameters"] = parameters | scaling | (dict(options or {}) if scaling else {})
+    if target_length > window:
+        values["rope_parameters"] = parameters | _scaling(
+            config, parameters, target_length, method, options or {}
+        )
     return type(config).from_dict(values)
 
 
@@ -83,18 +85,24 @@ def _plain_rope(config: PretrainedConfig) -> dict[str, Any]:
 
 
 def _scaling(
-    config: PretrainedConfig, parameters: dict[str, Any], factor: float, method: Interpolation
+    config: PretrainedConfig,
+    parameters: dict[str, Any],
+    target_length: int,
+    method: Interpolation,
+    options: Mapping[str, float],
 ) -> dict[str, Any]:
-    """The keys of ``rope_parameters`` that change. Factor 1 changes nothing."""
-    if factor == 1.0 or method == "none":
+    """The keys of ``rope_parameters`` that change."""
+    window = model_window(config)
+    factor = target_length / window
+    if method == "none":
         return {}
     if method == "linear":
         return {"rope_type": "linear", "factor": factor}
     if method == "ntk":
         size = rotary_size(config)
-        return {"rope_theta": parameters["rope_theta"] * factor ** (size / (size - 2))}
-    window = model_window(config)
-    return {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": window}
+        stretch = options.get("factor", factor)
+        return {"rope_theta": parameters["rope_theta"] * stretch ** (size / (size - 2))}
+    return {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": window, **options}
 
 
 def rotary_size(config: PretrainedConfig) -> int:

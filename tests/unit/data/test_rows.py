@@ -1,0 +1,92 @@
+"""Rows: a pure function of (seed, index), whatever reads them, in whatever order."""
+
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from skipwise.data.rows import Rows
+from skipwise.data.skips import PoSE
+
+IN_ANOTHER_PROCESS = """
+import pickle, sys
+rows = pickle.load(sys.stdin.buffer)
+found = [(i, rows[i].token_ids, rows[i].position_ids) for i in reversed(range(len(rows)))]
+sys.stdout.buffer.write(pickle.dumps(found))
+"""
+
+
+class Passages:
+    """Visits to random places of one long document, with the interface of the real ones."""
+
+    def __init__(self, visits=5):
+        self.visits = visits
+        self.asked = []
+
+    def __len__(self):
+        return self.visits
+
+    def draw(self, epoch, example, rng):
+        self.asked.append((epoch, example))
+        start = int(rng.integers(1_000_000))
+        return np.arange(start, start + 31)
+
+
+def rows_of(count=23, seed=4, passages=None):
+    return Rows(passages or Passages(), PoSE(13, 101), count=count, seed=seed)
+
+
+def content(row):
+    return row.token_ids.tolist(), row.position_ids.tolist()
+
+
+def test_any_order_gives_the_same_rows():
+    once, again = rows_of(), rows_of()
+    forward = [content(row) for row in once]
+    order = np.random.default_rng(0).permutation(len(again))
+    shuffled = {int(i): content(again[int(i)]) for i in order}
+    assert [shuffled[i] for i in range(23)] == forward
+    assert content(once[7]) == forward[7]
+
+
+def test_a_longer_run_begins_with_the_same_rows():
+    assert [content(row) for row in rows_of(count=40)][:23] == [content(row) for row in rows_of()]
+
+
+def test_another_process_reads_the_same_rows():
+    script = f"import sys; sys.path[:0] = {sys.path!r}\n" + IN_ANOTHER_PROCESS
+    # Sent under the name this module has when imported, not under the runner's __main__.
+    found = subprocess.run(
+        [sys.executable, "-c", script], input=pickle.dumps(rows_of()), capture_output=True, check=True
+    )
+    there = {i: (tokens.tolist(), places.tolist()) for i, tokens, places in pickle.loads(found.stdout)}
+    assert there == dict(enumerate(content(row) for row in rows_of()))
+
+
+def test_every_epoch_visits_every_passage_and_draws_anew():
+    passages = Passages(visits=5)
+    rows = [content(row) for row in rows_of(passages=passages)]
+    assert passages.asked == [divmod(i, 5) for i in range(23)]
+    tokens, positions = zip(*rows, strict=True)
+    for epoch in range(1, 4):
+        for example in range(5):
+            assert tokens[example] != tokens[5 * epoch + example]
+            assert positions[example] != positions[5 * epoch + example]
+
+
+def test_no_two_rows_and_no_two_seeds_are_alike():
+    rows = [str(content(row)) for seed in (0, 1, 4) for row in rows_of(seed=seed)]
+    assert len(set(rows)) == 3 * 23
+
+
+@pytest.mark.parametrize("index", [23, 24, -1, -23])
+def test_outside_of_the_run(index):
+    with pytest.raises(IndexError, match=f"row {index} of 23"):
+        rows_of()[index]
+
+
+def test_no_rows():
+    assert len(rows_of(count=0)) == 0
+    assert list(rows_of(count=0)) == []
