@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
-.PHONY: setup demo test test-fast lint types clean
+.PHONY: setup demo test test-fast test-oldest lint types clean
 
 setup: $(VENV)/installed
 
@@ -30,6 +30,17 @@ test: $(VENV)/installed-dev
 test-fast: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m 'not slow'
 
+# The fast tests at the lower end of the supported `transformers` range, laid over the same environment.
+OLDEST := .oldest
+$(OLDEST)/installed: $(VENV)/installed-dev
+	rm -rf $(OLDEST)
+	PIP_CONSTRAINT= $(PIP) install --no-deps --target $(OLDEST) \
+	  transformers==5.17.0 huggingface-hub==1.33.0 httpx==0.28.1 httpcore==1.0.9
+	touch $@
+
+test-oldest: $(OLDEST)/installed
+	PYTHONPATH=$(OLDEST) $(BIN)/python -m pytest -m 'not slow'
+
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -38,4 +49,4 @@ types: $(VENV)/installed-dev
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) $(OLDEST) build dist

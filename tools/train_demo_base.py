@@ -1,14 +1,20 @@
 """Train the small base model that `skipwise demo` extends, tokenizer included.
 
-    python tools/train_demo_base.py OUTPUT_FOLDER [--steps 6000] [--seed 0]
+    python tools/train_demo_base.py src/skipwise/demo/demo-base --library /path/to/python3.11/Lib
 
 Text: the library sources of one CPython without the held-out modules, and passkey prompts of at most the
 window. The model has a window of 256 tokens and never sees a longer row. Minutes on a GPU.
+
+The learning rate stays constant to the end, as in a checkpoint from the middle of a pretraining: in models
+annealed to zero, the short training of the demo cost 9 to 12 % of perplexity below 256 with PoSE and with the
+contiguous control alike (benchmarks/demo_recipe). Part of what the demo's trainings win is this annealing;
+the control shows how much.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import platform
 import tempfile
@@ -30,6 +36,7 @@ from skipwise.evals.perplexity import perplexity_scores
 from skipwise.train.engine import train
 
 WINDOW = 256
+SHOWN = ("retrieval", "perplexity", "perplexity_last_quarter")
 
 
 def main() -> None:
@@ -43,9 +50,9 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--rows", type=int, default=128, help="rows in a step")
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--schedule", default="cosine", help="or constant_with_warmup")
-    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--schedule", default="constant_with_warmup", help="or cosine")
+    parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--kv-heads", type=int, default=4)
@@ -76,10 +83,18 @@ def main() -> None:
         rows = Rows(passages, Contiguous(WINDOW, WINDOW), count=count, seed=options.seed)
         result = train(model, rows, recipe, Path(scratch) / "run", seed=options.seed, title="demo base")
     options.output.mkdir(parents=True, exist_ok=True)
+    model.config.use_cache = True
     model.to(torch.float32).save_pretrained(options.output)
     tokenizer.save_pretrained(options.output)
     report = {
-        "options": {key: str(value) for key, value in vars(options).items() if key != "output"},
+        "options": {
+            key: str(value) for key, value in vars(options).items() if key not in ("output", "library")
+        },
+        "text": {
+            "source": "library of one CPython with its tests, without the held-out modules; passkey prompts",
+            "library_documents": len(library),
+            "library_sha256": hashlib.sha256("".join(library).encode()).hexdigest(),
+        },
         "python": platform.python_version(),
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor(),
@@ -87,12 +102,11 @@ def main() -> None:
         "passages_per_epoch": len(rows.passages),
         "seconds": round(result.seconds, 1),
         "last_loss": result.curve[-1]["loss"],
-        "scores": judge(model, tokenizer, options),
+        "scores": [score for score in judge(model, tokenizer, options) if score["task"] in SHOWN],
     }
     (options.output / "training.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     for score in report["scores"]:
-        if score["task"] in ("retrieval", "perplexity", "perplexity_last_quarter"):
-            print(score["task"], score["length"], round(score["value"], 3))
+        print(score["task"], score["length"], round(score["value"], 3))
 
 
 def train_tokenizer(library: list[str], vocabulary: int) -> PreTrainedTokenizerFast:

@@ -103,7 +103,7 @@ class Recipe(_Section):
     interpolation: Interpolation = Field("yarn", description="How positions fit the pretrained range.")
     interpolation_options: dict[str, float] = Field(
         {},
-        description="Further keys of the interpolation (yarn: beta_fast, beta_slow, attention_factor; ntk: factor).",
+        description="Further keys of the method (yarn: beta_fast, beta_slow, attention_factor; ntk: factor).",
     )
     data: DataRecipe = Field(default_factory=lambda: DataRecipe())
     sampler: SamplerRecipe = Field(default_factory=lambda: SamplerRecipe())
@@ -111,7 +111,7 @@ class Recipe(_Section):
     evaluation: EvaluationRecipe = Field(default_factory=lambda: EvaluationRecipe())
     control: bool = Field(False, description="Also train contiguous rows at the same budget, to compare.")
     attention: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa"
-    seed: int = Field(0, ge=0, description="Of every random choice in the run.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Of every random choice in the run.")
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Recipe:
@@ -136,6 +136,8 @@ def make_recipe(values: dict[str, Any]) -> Recipe:
 def _mistake(detail: Any) -> str:
     where = ".".join(str(part) for part in detail["loc"])
     what = str(detail["msg"]).removeprefix("Value error, ")
+    if detail["type"] == "missing":  # the input is then the whole section
+        return f"{where}: {what}"
     return f"{where} = {detail['input']!r}: {what}" if where else what
 
 

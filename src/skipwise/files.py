@@ -48,11 +48,24 @@ def disk_errors(path: Path) -> Iterator[None]:
     """Turn a full or unwritable disk into one line that names the place."""
     try:
         yield
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
+    except Exception as error:
+        if _disk_is_full(error):
             raise RunError(
                 f"the disk that holds {path} is full: free some space, then run the same command"
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EDQUOT):
             raise RunError(f"{path} cannot be written: {error.strerror}") from error
         raise
+
+
+def _disk_is_full(error: Exception) -> bool:
+    """Writers in compiled code (safetensors, Arrow) have error types of their own and no errno.
+
+    torch.save says only where it stopped: its archive came out shorter than what it wrote.
+    """
+    words = str(error).lower()
+    return (
+        getattr(error, "errno", None) == errno.ENOSPC
+        or "no space left on device" in words
+        or ("inline_container" in words and "unexpected pos" in words)
+    )

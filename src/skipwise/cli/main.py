@@ -42,7 +42,7 @@ def demo(
 
         _start(output, fresh)
         recipe = demo_recipe(output.with_name(output.name + "-data"), seed)
-        _extend(recipe, output, "skipwise demo")
+        _extend(recipe, output)
 
 
 @app.command()
@@ -144,9 +144,9 @@ def extend(
                 "seed": seed,
             }
         )
-        folder = output or Path("runs") / f"{Path(model).stem}-{target_length}"
+        folder = output or Path("runs") / f"{Path(model).name.removesuffix('.gguf')}-{target_length}"
         _start(folder, fresh)
-        _extend(recipe, folder, shlex.join(["skipwise", *sys.argv[1:]]))
+        _extend(recipe, folder)
 
 
 _GO_ON = "; the same command again goes on from what was saved"
@@ -162,12 +162,13 @@ def _start(output: Path, fresh: bool) -> None:
         shutil.rmtree(output)
 
 
-def _extend(recipe: Any, output: Path, command: str) -> None:
+def _extend(recipe: Any, output: Path) -> None:
     from rich.console import Console
 
     from skipwise.extend import extend as run_extend
 
-    console = Console(highlight=False)
+    command = shlex.join(["skipwise", *sys.argv[1:]])
+    console = Console(highlight=False, markup=False)
     console.print(f"Run folder: {output}")
     report = run_extend(recipe, output, command=command, say=console.print)
     _show(output, report, console)

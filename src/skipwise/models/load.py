@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -26,6 +27,11 @@ class Checkpoint:
 
     name: str
     gguf_file: str | None = None
+
+    @property
+    def path(self) -> str:
+        """The name for messages, the file included."""
+        return f"{self.name}/{self.gguf_file}" if self.gguf_file else self.name
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -72,7 +78,8 @@ def load_model(
     """The model with its weights in ``dtype``, under ``config`` if one is given.
 
     ``from_pretrained`` casts the weights and leaves the rotary frequencies in float32; ``model.to(dtype)``
-    would round them.
+    would round them. Raises InputError when weights are missing or of another shape than the config says:
+    `transformers` would go on with random ones.
     """
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention}
     if config is not None:
@@ -81,7 +88,15 @@ def load_model(
         options |= _dequantize()
     else:
         options["use_safetensors"] = True
-    model: PreTrainedModel = _load(AutoModelForCausalLM, checkpoint, **options)
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # reported in one line below
+    model: PreTrainedModel
+    model, found = _load(AutoModelForCausalLM, checkpoint, **options)
+    absent = sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])})
+    if absent:
+        raise InputError(
+            f"{checkpoint.path}: its config and its weights do not belong together: {absent[0]} is missing or "
+            f"has another shape ({len(absent)} such)"
+        )
     model.config.use_cache = False
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -91,10 +106,9 @@ def load_model(
 def _load(loader: Any, checkpoint: Checkpoint, **options: Any) -> Any:
     try:
         return loader.from_pretrained(checkpoint.name, **checkpoint.arguments, **options)
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        what = f"{checkpoint.name}/{checkpoint.gguf_file}" if checkpoint.gguf_file else checkpoint.name
-        raise InputError(f"{what} cannot be loaded: {reason}") from error
+        raise InputError(f"{checkpoint.path} cannot be loaded: {reason}") from error
 
 
 def _dequantize() -> dict[str, Any]:

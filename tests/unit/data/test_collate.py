@@ -28,9 +28,7 @@ SAMPLERS = st.sampled_from(
 @settings(deadline=None)  # the first example pays for torch
 def test_a_batch(sampler, count, seed, dtype):
     rng = np.random.default_rng(seed)
-    rows = [
-        sampler.sample(rng.integers(0, 60_000, 47).astype(dtype), rng) for _ in range(count)
-    ]
+    rows = [sampler.sample(rng.integers(0, 60_000, 47).astype(dtype), rng) for _ in range(count)]
     batch = SkipCollator()(rows)
     assert set(batch) == {"input_ids", "position_ids", "attention_mask", "labels"}
     for tensor in batch.values():

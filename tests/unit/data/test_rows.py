@@ -57,7 +57,6 @@ def test_a_longer_run_begins_with_the_same_rows():
 
 def test_another_process_reads_the_same_rows():
     script = f"import sys; sys.path[:0] = {sys.path!r}\n" + IN_ANOTHER_PROCESS
-    # Sent under the name this module has when imported, not under the runner's __main__.
     found = subprocess.run(
         [sys.executable, "-c", script], input=pickle.dumps(rows_of()), capture_output=True, check=True
     )

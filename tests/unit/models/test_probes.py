@@ -128,5 +128,5 @@ def test_every_failure_is_said_in_one_error(make_model):
 
 def test_a_model_without_rope_is_named(make_model):
     sizes = {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64}
-    with pytest.raises(RunError, match="^gpt2 has no rotary"):
+    with pytest.raises(RunError, match=r"^gpt2 has no rotary"):
         check(make_model("gpt2", **sizes), 4096)

@@ -1,0 +1,171 @@
+"""Recipes: lengths as people write them, every mistake in one line, and a file that reads back the same."""
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skipwise.config import Recipe, format_length, make_recipe, parse_length, save_recipe
+from skipwise.errors import InputError
+
+LEAST = {"model": "some/model", "target_length": 4096}
+
+
+@pytest.mark.parametrize(
+    ("written", "tokens"),
+    [
+        (4097, 4097),
+        ("4097", 4097),
+        ("128k", 131_072),
+        ("3K", 3072),
+        ("1M", 1_048_576),
+        ("2m", 2_097_152),
+        (" 16k ", 16_384),
+        ("0", 0),
+    ],
+)
+def test_lengths_as_people_write_them(written, tokens):
+    assert parse_length(written) == tokens
+
+
+@pytest.mark.parametrize("written", ["", "k", "1.5k", "-3", "4kk", "4 k", "12g", "0x10", None, 2.5, [1]])
+def test_what_is_no_length_is_left_to_the_caller(written):
+    assert parse_length(written) is written
+
+
+@pytest.mark.parametrize(
+    ("tokens", "text"),
+    [
+        (0, "0"),
+        (300, "300"),
+        (1023, "1023"),
+        (1024, "1k"),
+        (1536, "1536"),
+        (131_072, "128k"),
+        (2**20 + 1024, "1025k"),
+        (3 * 2**20, "3M"),
+    ],
+)
+def test_lengths_for_people(tokens, text):
+    assert format_length(tokens) == text
+
+
+@given(st.one_of(st.integers(0, 2**40), st.integers(0, 2**20).map(lambda n: n * 1024)))
+def test_formatting_is_the_inverse_of_parsing(tokens):
+    assert parse_length(format_length(tokens)) == tokens
+
+
+def test_lengths_in_a_recipe():
+    recipe = make_recipe(
+        {"model": "m", "target_length": "128k", "train_length": "2k", "evaluation": {"lengths": ["1k", 300]}}
+    )
+    assert (recipe.target_length, recipe.train_length, recipe.evaluation.lengths) == (
+        131_072,
+        2048,
+        (1024, 300),
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"modle": "m"}, ("modle = 'm'", "not permitted")),
+        ({"sampler": {"chunk": 3}}, ("sampler.chunk = 3", "not permitted")),
+        ({"training": {"steps": 0}}, ("training.steps = 0", "greater than or equal to 1")),
+        ({"target_length": "1.5k"}, ("target_length = '1.5k'", "valid integer")),
+        ({"target_length": 0}, ("target_length = 0", "greater than or equal to 1")),
+        ({"evaluation": {"lengths": ["1k", "x"]}}, ("evaluation.lengths.1 = 'x'", "valid integer")),
+        ({"interpolation": "dynamic"}, ("interpolation = 'dynamic'", "'linear', 'ntk', 'yarn' or 'none'")),
+        (
+            {"training": {"rows_per_step": 7, "micro_batch": 3}},
+            ("training.rows_per_step = 7: must be a multiple of training.micro_batch = 3",),
+        ),
+    ],
+)
+def test_a_mistake_names_the_key_the_value_and_the_rule(values, words):
+    with pytest.raises(InputError) as error:
+        make_recipe(LEAST | values)
+    line = str(error.value)
+    assert line.startswith("the recipe does not hold: ")
+    assert "\n" not in line
+    for word in words:
+        assert word in line
+    assert line.count(";") == 0  # one mistake, reported once
+
+
+def test_all_mistakes_in_one_line():
+    values = {
+        "target_length": "long\nlong",
+        "smapler": {},
+        "sampler": {"name": "poes", "chunks": 0},
+        "training": {"learning_rate": -1.0},
+        "seed": -1,
+    }
+    with pytest.raises(InputError) as error:
+        make_recipe(values)
+    line = str(error.value)
+    assert "\n" not in line
+    mistakes = line.removeprefix("the recipe does not hold: ").split("; ")
+    named = {mistake.split(":")[0].split(" = ")[0] for mistake in mistakes}
+    assert named == {
+        "model",
+        "target_length",
+        "smapler",
+        "sampler.name",
+        "sampler.chunks",
+        "training.learning_rate",
+        "seed",
+    }
+    assert len(mistakes) == 7
+
+
+def test_a_missing_key_is_named_without_the_rest_of_the_recipe():
+    with pytest.raises(InputError) as error:
+        make_recipe({"target_length": 4096})
+    assert str(error.value) == "the recipe does not hold: model: Field required"
+
+
+@pytest.mark.parametrize(("rows", "micro"), [(1, 1), (7, 7), (12, 3)])
+def test_batches_that_divide(rows, micro):
+    training = make_recipe(LEAST | {"training": {"rows_per_step": rows, "micro_batch": micro}}).training
+    assert training.rows_per_step % training.micro_batch == 0
+
+
+def test_seeds_that_every_library_takes():
+    # transformers.set_seed seeds numpy's legacy generator, which takes 32 bits.
+    assert make_recipe(LEAST | {"seed": 2**32 - 1}).seed == 2**32 - 1
+    with pytest.raises(InputError, match="seed = 4294967296"):
+        make_recipe(LEAST | {"seed": 2**32})
+
+
+FULL = LEAST | {
+    "train_length": 300,
+    "interpolation": "ntk",
+    "interpolation_options": {"beta_fast": 8.5},
+    "data": {"files": ["a b.txt", "größe: #1.jsonl", "no"], "text_column": "1e3"},
+    "sampler": {"name": "randpos", "chunks": 3, "content": "aligned", "headroom": 7},
+    "training": {"learning_rate": 1e-07, "rows_per_step": 9, "micro_batch": 3, "precision": "float32"},
+    "evaluation": {"lengths": ["1k", 77], "trials": 3},
+    "control": True,
+    "seed": 12345,
+}
+
+
+@pytest.mark.parametrize("values", [LEAST, FULL], ids=["least", "full"])
+def test_a_saved_recipe_reads_back_the_same(tmp_path, values):
+    recipe = make_recipe(values)
+    path = tmp_path / "recipe.yaml"
+    path.write_text("what was there", encoding="utf-8")
+    save_recipe(recipe, path)
+    loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert make_recipe(loaded) == recipe
+    assert loaded == recipe.model_dump(mode="json")
+    assert [each.name for each in tmp_path.iterdir()] == ["recipe.yaml"]
+    assert set(loaded) == set(Recipe.model_fields)  # every default spelled out
+
+
+def test_a_recipe_cannot_be_changed():
+    recipe = make_recipe(LEAST)
+    for section, field in ((recipe, "seed"), (recipe.training, "steps"), (recipe.sampler, "chunks")):
+        with pytest.raises(ValueError, match="frozen"):
+            setattr(section, field, 3)
