@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from skipwise.errors import InputError
+from skipwise.files import write_text
 
 SamplerName = Literal["pose", "randpos", "contiguous", "full-length"]
 Interpolation = Literal["linear", "ntk", "yarn", "none"]
@@ -143,6 +144,4 @@ def _mistake(detail: Any) -> str:
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
     """Write ``recipe`` as YAML, every default spelled out."""
-    aside = path.with_name(path.name + ".partial")
-    aside.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
-    aside.replace(path)
+    write_text(path, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))

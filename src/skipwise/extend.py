@@ -158,15 +158,19 @@ def _doublings(window: int, target: int) -> tuple[int, ...]:
 
 
 def _claim(output: Path, recipe: Recipe) -> None:
-    """Take ``output`` for this recipe, or go on with the run of the same recipe that lies there."""
+    """Take ``output`` for this recipe, or go on with the run of the same recipe that lies there.
+
+    A recipe that was refused before it made anything (a mistyped file name) gives way to the corrected one.
+    """
     recipe_file = output / "recipe.yaml"
     if recipe_file.is_file():
-        if yaml.safe_load(recipe_file.read_text(encoding="utf-8")) != recipe.model_dump(mode="json"):
+        if yaml.safe_load(recipe_file.read_text(encoding="utf-8")) == recipe.model_dump(mode="json"):
+            return
+        if any((output / name).exists() for name in ("parts", "train")):
             raise InputError(
                 f"{output} holds a run of another recipe: choose another --output, or start over with --fresh"
             )
-        return
-    if output.exists() and any(output.iterdir()):
+    elif output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output} exists and is not a run of skipwise: choose another --output")
     with disk_errors(output):
         output.mkdir(parents=True, exist_ok=True)

@@ -53,7 +53,7 @@ def extend_rope(
     window = model_window(config)
     if target_length < window:
         raise InputError(f"target length {target_length} is below the model's window of {window} tokens")
-    parameters = _plain_rope(config)
+    parameters = _plain_rope(config, target_length)
     values = config.to_dict()
     values["max_position_embeddings"] = target_length
     unknown = set(options or {}) - OPTIONS.get(method, set())
@@ -66,22 +66,39 @@ def extend_rope(
     return type(config).from_dict(values)
 
 
-def _plain_rope(config: PretrainedConfig) -> dict[str, Any]:
+def _plain_rope(config: PretrainedConfig, target_length: int) -> dict[str, Any]:
+    """The model's own RoPE parameters; InputError, with the reason, where skipped positions would mislead."""
+    kind = config.model_type
     parameters = getattr(config, "rope_parameters", None)
+    if getattr(config, "alibi", False) or not (parameters or getattr(config, "rotary_dim", None)):
+        raise InputError(
+            f"{kind} has no rotary position embeddings (RoPE): its window cannot be extended so"
+        )
     if not parameters:
-        raise InputError(
-            f"{config.model_type} has no rotary position embeddings (RoPE): its window cannot be extended so"
-        )
+        raise InputError(f"{kind} reads its rotary angles from a fixed table, which is not supported yet")
     if not isinstance(parameters.get("rope_theta"), int | float):
-        raise InputError(
-            f"{config.model_type} has RoPE parameters for each layer type, which is not supported yet"
-        )
+        raise InputError(f"{kind} has RoPE parameters for each layer type, which is not supported yet")
     if parameters.get("rope_type", "default") != "default":
         raise InputError(
             f"this checkpoint's RoPE is scaled already (rope_type {parameters['rope_type']!r}): start from "
             "its base model"
         )
+    window = _sliding_window(config)
+    if window is not None and window < target_length:
+        raise InputError(
+            f"{kind} attends within a sliding window of {window} tokens, cut by index and not by position, "
+            "which is not supported yet for rows with skipped positions"
+        )
     return dict(parameters)
+
+
+def _sliding_window(config: PretrainedConfig) -> int | None:
+    """The window of the layers that do not attend to everything, if there are such layers."""
+    window = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
+    layer_types = getattr(config, "layer_types", None)
+    if layer_types is not None:
+        return window if set(layer_types) - {"full_attention"} else None
+    return window if getattr(config, "use_sliding_window", True) else None
 
 
 def _scaling(

@@ -5,12 +5,16 @@ import json
 
 import pytest
 from transformers import (
+    FalconConfig,
     Gemma3TextConfig,
     GPT2Config,
+    GPTJConfig,
     GPTNeoXConfig,
     LlamaConfig,
+    MistralConfig,
     PhiConfig,
     PretrainedConfig,
+    Qwen2Config,
     Qwen3Config,
 )
 
@@ -192,3 +196,28 @@ def test_older_keys(method, keys):
     assert legacy_rope_keys(config) == keys
     assert config.rope_parameters == before
     json.dumps(legacy_rope_keys(config))
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (MistralConfig(sliding_window=4096), "sliding window of 4096"),
+        (FalconConfig(alibi=True), "no rotary position embeddings"),
+        (GPTJConfig(), "fixed table"),
+    ],
+)
+def test_models_that_skipped_positions_would_mislead_are_refused(config, reason):
+    with pytest.raises(InputError, match=reason):
+        extend_rope(config, 4 * 131_072, "linear")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        MistralConfig(sliding_window=None),
+        Qwen2Config(use_sliding_window=False, sliding_window=4096),
+    ],
+)
+def test_a_sliding_window_that_no_layer_uses_is_no_reason_to_refuse(config):
+    target = 2 * config.max_position_embeddings
+    assert extend_rope(config, target, "linear").max_position_embeddings == target

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 Content = Literal["uniform", "contiguous", "aligned"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Chunks:
     """How a row was cut: three int64 arrays of shape ``(N,)``, in tokens.
 
@@ -39,7 +39,7 @@ class Chunks:
     text_skips: NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Row:
     """One training example: ``token_ids`` and ``position_ids`` (int64), both of shape ``(row_length,)``."""
 

@@ -34,8 +34,8 @@ def demo_recipe(data_folder: Path, seed: int) -> Recipe:
         {
             "model": str(model_folder()),
             "target_length": TARGET,
-            "interpolation": "ntk",
-            "interpolation_options": {"factor": 96.0},
+            "interpolation": "yarn",
+            "interpolation_options": {"beta_fast": 8.0},
             "data": {"files": [str(train)], "evaluation_files": [str(held_out)]},
             "sampler": {"name": "pose", "chunks": 3, "headroom": WINDOW},
             "training": {

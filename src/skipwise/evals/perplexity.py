@@ -100,6 +100,6 @@ def _score(losses: Sequence[NDArray[np.float64]], name: str, task: str, start: i
 def _bucket_edges(lengths: Sequence[int]) -> list[int]:
     """0, then doublings that end at the largest length and begin near a quarter of the smallest."""
     edges = [max(lengths)]
-    while edges[0] // 2 >= max(min(lengths) // 4, 1):
+    while edges[0] // 2 >= max(min(lengths) // 4, 2):  # token 0 is not scored: a bucket of it alone is empty
         edges.insert(0, edges[0] // 2)
     return [0, *edges]

@@ -41,6 +41,8 @@ def export_checkpoint(
         config |= legacy_rope_keys(model.config)
         config["use_cache"] = True  # off during training only
         write_json(config_file, config)
+        for file in aside.iterdir():  # safetensors keeps its files from everybody else on the machine
+            file.chmod(config_file.stat().st_mode)
         _check_same_logits(model, aside)
 
 

@@ -94,12 +94,14 @@ def load_model(
     absent = sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])})
     if absent:
         raise InputError(
-            f"{checkpoint.path}: its config and its weights do not belong together: {absent[0]} is missing or "
-            f"has another shape ({len(absent)} such)"
+            f"{checkpoint.path}: its weights are not those of its config: {absent[0]} is missing or has "
+            f"another shape ({len(absent)} such)"
         )
     model.config.use_cache = False
     if gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        # transformers 5.23 renamed it
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
     return torch.nn.Module.to(model, device)
 
 

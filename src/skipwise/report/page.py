@@ -6,7 +6,6 @@ are written aside and renamed, so that a reader never meets half a page.
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -15,7 +14,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from skipwise.errors import RunError
+from skipwise.files import write_bytes, write_text
 from skipwise.report.headline import summary, windows
 from skipwise.report.inputs import Model, Run, Score, in_display_order, read_run, read_scores
 from skipwise.report.plots import NAMES, Plot, all_plots
@@ -46,11 +45,8 @@ def write_report(run: Path) -> Path:
     plots = all_plots(facts, scores, models)
     page = run / "report.html"
     text = render(facts, scores, models, plots)
-    try:
-        _write_figures(run / "figures", plots)
-        _write(page, text.encode("utf-8", errors="replace"))
-    except OSError as error:
-        raise RunError(f"{error.filename or page}: cannot be written: {error.strerror or error}") from None
+    _write_figures(run / "figures", plots)
+    write_text(page, text)
     return page
 
 
@@ -179,17 +175,7 @@ def _drawings(plots: Sequence[Plot], section: str) -> list[Drawing]:
 
 def _write_figures(folder: Path, plots: Sequence[Plot]) -> None:
     """Writes the PNGs, and removes those an earlier report left that this one does not draw."""
-    folder.mkdir(parents=True, exist_ok=True)
     for plot in plots:
-        _write(folder / f"{plot.name}.png", png(plot.figure))
+        write_bytes(folder / f"{plot.name}.png", png(plot.figure))
     for name in set(NAMES) - {plot.name for plot in plots}:
         (folder / f"{name}.png").unlink(missing_ok=True)
-
-
-def _write(path: Path, content: bytes) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.write_bytes(content)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)

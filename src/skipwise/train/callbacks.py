@@ -118,4 +118,8 @@ class ProgressLine(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Leave the last state on the screen."""
+        self.stop()
+
+    def stop(self) -> None:
+        """Let go of the terminal; a second call does nothing."""
         self.progress.stop()

@@ -47,20 +47,20 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     last_checkpoint = get_last_checkpoint(str(folder))
     metrics = MetricsLog(folder / "metrics.jsonl", resumed=last_checkpoint is not None)
+    progress = ProgressLine(title, recipe.rows_per_step * rows.sampler.row_length)
     trainer = Trainer(
         model=model,
         args=_arguments(recipe, folder, seed, next(model.parameters()).device),
         train_dataset=rows,
         data_collator=SkipCollator(),
-        callbacks=[
-            StopOnBadLoss(),
-            metrics,
-            ProgressLine(title, recipe.rows_per_step * rows.sampler.row_length),
-        ],
+        callbacks=[StopOnBadLoss(), metrics, progress],
     )
     trainer.remove_callback(PrinterCallback)  # the progress line says it
     started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=last_checkpoint)
+    try:
+        trainer.train(resume_from_checkpoint=last_checkpoint)
+    finally:
+        progress.stop()  # after ctrl-C too: a live line left behind hides the terminal's cursor
     seconds = time.perf_counter() - started
     # Accelerate leaves its autocast around model.forward; what is evaluated and exported must not have it.
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)

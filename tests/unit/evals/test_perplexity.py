@@ -147,8 +147,9 @@ def test_no_document_no_score(make_model):
 
 
 def test_a_family_that_caps_its_logits_is_refused_by_name(make_model):
-    model = make_model("gemma2", final_logit_softcapping=2.0, layer_types=["full_attention"] * 2)
-    with pytest.raises(RunError, match="^Gemma2ForCausalLM changes its logits after the output head"):
+    sizes = {"layer_types": ["full_attention"] * 2, "num_key_value_heads": 2, "attn_implementation": "eager"}
+    model = make_model("gemma2", final_logit_softcapping=2.0, **sizes)
+    with pytest.raises(RunError, match=r"^Gemma2ForCausalLM changes its logits after the output head"):
         perplexity_scores(model, tokens(7, 20), [16], name="m")
-    model = make_model("gemma2", final_logit_softcapping=None, layer_types=["full_attention"] * 2)
+    model = make_model("gemma2", final_logit_softcapping=None, **sizes)
     assert perplexity_scores(model, tokens(7, 20), [16], name="m")

@@ -95,6 +95,11 @@ def test_tied_weights_stay_tied(make_extended, tokenizer, tmp_path):
     assert torch.equal(far_logits(reloaded), far_logits(model))
 
 
+def test_whoever_may_read_the_config_may_read_the_weights(make_extended, tokenizer, tmp_path):
+    export_checkpoint(make_extended(), tokenizer, tmp_path / "out")
+    assert len({path.stat().st_mode for path in (tmp_path / "out").iterdir()}) == 1
+
+
 def test_a_training_model_is_given_back_in_training(make_extended, tokenizer, tmp_path):
     model = make_extended().train()
     export_checkpoint(model, tokenizer, tmp_path / "out")

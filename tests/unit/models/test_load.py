@@ -184,10 +184,10 @@ def gguf_file(demo_base, tmp_path_factory):
     return path
 
 
-def test_gguf_config(gguf_file):
-    config = load_config(find_checkpoint(str(gguf_file)))
-    assert config.max_position_embeddings == 256
-    assert config.rope_parameters["rope_theta"] == 10000.0
+def test_gguf_config(gguf_file, demo_base):
+    config, original = (load_config(find_checkpoint(str(path))) for path in (gguf_file, demo_base))
+    assert config.max_position_embeddings == original.max_position_embeddings == 256
+    assert config.rope_parameters["rope_theta"] == original.rope_parameters["rope_theta"]
 
 
 def test_gguf_weights_and_tokens_are_those_of_the_original(gguf_file, demo_base):
