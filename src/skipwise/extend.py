@@ -273,7 +273,7 @@ def _finish(
     part = {"name": variant.name, "seconds": {}, "training": [], "data": {}}
     trained = output / "train" / f"{variant.name}.json"
     if variant.sampler is not None and not trained.is_file():
-        write_json(trained, _train(recipe, base, corpus, variant, variant.sampler, output))
+        write_json(trained, _train(recipe, base, corpus, variant, variant.sampler, output, say))
         shutil.rmtree(output / "train" / variant.name)  # resume points of a finished training
     if trained.is_file():
         part |= json.loads(trained.read_text(encoding="utf-8"))
@@ -294,10 +294,18 @@ def _finish(
 
 
 def _train(
-    recipe: Recipe, base: Base, corpus: Corpus, variant: Variant, sampler: Sampler, output: Path
+    recipe: Recipe,
+    base: Base,
+    corpus: Corpus,
+    variant: Variant,
+    sampler: Sampler,
+    output: Path,
+    say: Say,
 ) -> dict[str, Any]:
     shortest, longest = sampler.passage_length
     passages = Passages(corpus.train, min_length=shortest, max_length=longest, seed=recipe.seed)
+    dropped = f"; {passages.dropped} shorter than {shortest} tokens are left out" if passages.dropped else ""
+    say(f"      training text: {passages.kept} documents{dropped}")
     count = recipe.training.steps * recipe.training.rows_per_step
     rows = Rows(passages, sampler, count=count, seed=recipe.seed)
     model = load_model(

@@ -71,9 +71,7 @@ def _plain_rope(config: PretrainedConfig, target_length: int) -> dict[str, Any]:
     kind = config.model_type
     parameters = getattr(config, "rope_parameters", None)
     if getattr(config, "alibi", False) or not (parameters or getattr(config, "rotary_dim", None)):
-        raise InputError(
-            f"{kind} has no rotary position embeddings (RoPE): its window cannot be extended so"
-        )
+        raise InputError(f"{kind} has no rotary position embeddings (RoPE): its window cannot be extended so")
     if not parameters:
         raise InputError(f"{kind} reads its rotary angles from a fixed table, which is not supported yet")
     if not isinstance(parameters.get("rope_theta"), int | float):
