@@ -1,5 +1,6 @@
 import errno
 import json
+from pathlib import Path
 
 import pytest
 from safetensors import SafetensorError
@@ -91,10 +92,17 @@ def test_other_errors_pass_as_they_are(tmp_path, error):
     assert found.value is error
 
 
-def test_writing_reports_the_disk(tmp_path, monkeypatch):
-    def full(*args, **options):
+def test_a_disk_that_fills_up_midway_leaves_the_file_that_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "scores.json"
+    write_json(path, [1])
+    whole = Path.write_bytes
+
+    def half(self, content):
+        whole(self, content[: len(content) // 2])
         raise FULL
 
-    monkeypatch.setattr("pathlib.Path.write_text", full)
+    monkeypatch.setattr(Path, "write_bytes", half)
     with pytest.raises(RunError, match=r"scores\.json is full"):
-        write_json(tmp_path / "scores.json", 1)
+        write_json(path, [1, 2, 3])
+    assert json.loads(path.read_text()) == [1]
+    assert list(tmp_path.iterdir()) == [path]
