@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from skipwise.data.coverage import coverage
     from skipwise.data.skips import Contiguous, FullLength, PoSE, RandPos, Row, example_rng
     from skipwise.errors import InputError, RunError, SkipwiseError
-    from skipwise.extend import extend
+    from skipwise.pipeline import extend
     from skipwise.rope import extend_rope
 
 _HOME = {
@@ -25,7 +25,7 @@ _HOME = {
     "SkipwiseError": "skipwise.errors",
     "coverage": "skipwise.data.coverage",
     "example_rng": "skipwise.data.skips",
-    "extend": "skipwise.extend",
+    "extend": "skipwise.pipeline",
     "extend_rope": "skipwise.rope",
     "make_recipe": "skipwise.config",
 }

@@ -278,8 +278,8 @@ class TestFinished:
         output, command, first = finished
         before = (output / "checkpoint" / "model.safetensors").stat()
         scores = (output / "scores.json").read_bytes()
-        monkeypatch.setattr("skipwise.extend._train", None)
-        monkeypatch.setattr("skipwise.extend._evaluate", None)
+        monkeypatch.setattr("skipwise.pipeline._train", None)
+        monkeypatch.setattr("skipwise.pipeline._evaluate", None)
         done = invoke(*command)
         assert done.exit_code == 0, done.stderr
         assert done.stdout.count("finished earlier") == 4

@@ -49,7 +49,7 @@ RULES = {
     "evals": May({"data.documents", "errors", "files"}, {"httpx", "lm_eval"} | MODELS),
     "report": May({"errors", "files"}, {"jinja2", "matplotlib", "rich"} | ARRAYS),
     "demo": May({"config", "errors", "evals", "files", "models"}, MODELS),
-    "extend": May(
+    "pipeline": May(
         {
             "config",
             "data",
@@ -68,7 +68,7 @@ RULES = {
     "cli": May({"errors"}, {"typer", "rich"}),  # at the top of the file; anything inside functions
 }
 """The longest name that fits a module is its rule; a package without one fails. Nobody may import `cli` but
-`__main__`, and nothing imports `extend` but `cli`, late: it is the flow, and a second user would be logic."""
+`__main__`, and nothing imports `pipeline` but `cli`, late: it is the flow, and a second user would be logic."""
 
 NEVER = {
     "data.documents": {"torch", "transformers"},
@@ -76,7 +76,7 @@ NEVER = {
     "data.skips": {"torch", "transformers", "datasets", "pydantic"},
     "rope": {"skipwise.data", "skipwise.train", "skipwise.evals"},
     "models": {"skipwise.data", "skipwise.train", "skipwise.evals"},
-    "train": {"skipwise.evals", "skipwise.export", "skipwise.cli", "skipwise.extend"},
+    "train": {"skipwise.evals", "skipwise.export", "skipwise.cli", "skipwise.pipeline"},
     "export": {"skipwise.train", "skipwise.data"},
     "evals": {"skipwise.train", "skipwise.data.skips"},
     "report": {"torch", "transformers"},
@@ -234,8 +234,8 @@ def test_the_table_has_no_rule_for_what_is_not_there():
         ("evals/passkey.py", "from skipwise import PoSE", "imports skipwise.PoSE"),
         ("report/page.py", "try:\n    import torch\nexcept ImportError: pass", "imports torch"),
         ("report/page.py", "import importlib\nimportlib.import_module(X)", "imports a computed name"),
-        ("demo/run.py", "from skipwise.extend import extend", "imports skipwise.extend.extend"),
-        ("extend.py", "from skipwise.cli import main", "imports skipwise.cli.main"),
+        ("demo/run.py", "from skipwise.pipeline import extend", "imports skipwise.pipeline.extend"),
+        ("pipeline.py", "from skipwise.cli import main", "imports skipwise.cli.main"),
         ("cli/main.py", "import transformers", "imports transformers"),
         ("__init__.py", "from skipwise.rope import extend_rope", "imports skipwise.rope.extend_rope"),
         ("data/new_stage.py", "import numpy", "has no rule"),

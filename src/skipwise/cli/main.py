@@ -165,7 +165,7 @@ def _start(output: Path, fresh: bool) -> None:
 def _extend(recipe: Any, output: Path) -> None:
     from rich.console import Console
 
-    from skipwise.extend import extend as run_extend
+    from skipwise.pipeline import extend as run_extend
 
     command = shlex.join(["skipwise", *sys.argv[1:]])
     console = Console(highlight=False, markup=False)
