@@ -235,7 +235,7 @@ def _variants(recipe: Recipe, base: Base, output: Path) -> list[Variant]:
     budget = f"{recipe.training.steps} steps of {recipe.training.rows_per_step} rows"
     if recipe.control and recipe.sampler.name != "contiguous":
         control = Contiguous(base.train_length, recipe.target_length)
-        words = f"the same interpolation, {budget} without skips"
+        words = f"the same interpolation, {budget} of {format_length(base.train_length)} tokens, no skips"
         folder = output / "controls" / "contiguous"
         found.append(Variant("contiguous", "Contiguous control", words, config, control, folder))
     titles = {
@@ -244,8 +244,9 @@ def _variants(recipe: Recipe, base: Base, output: Path) -> list[Variant]:
         "contiguous": "Contiguous",
         "full-length": "Full-length",
     }
-    words = f"{method} interpolation to {target}, {budget} of {format_length(sampler.row_length)} tokens"
     name = recipe.sampler.name
+    cut = f" in {recipe.sampler.chunks} chunks" if name == "pose" else ""
+    words = f"the same interpolation, {budget} of {format_length(sampler.row_length)} tokens{cut}"
     found.append(Variant(name, titles[name], words, config, sampler, output / "checkpoint"))
     return found
 

@@ -68,7 +68,7 @@ RULES = {
     "cli": May({"errors"}, {"typer", "rich"}),  # at the top of the file; anything inside functions
 }
 """The longest name that fits a module is its rule; a package without one fails. Nobody may import `cli` but
-`__main__`, and nothing imports `pipeline` but `cli`, late: it is the flow, and a second user would be logic."""
+`__main__`, nothing imports `pipeline` but `cli`, late: it is the flow, a second user would be logic."""
 
 NEVER = {
     "data.documents": {"torch", "transformers"},
