@@ -50,6 +50,7 @@ class Base:
 
     checkpoint: Checkpoint
     config: PretrainedConfig
+    extended_config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase
     window: int
     train_length: int
@@ -139,9 +140,9 @@ def _base(recipe: Recipe) -> Base:
         )
     if train_length > target:
         raise InputError(f"--train-length {train_length} is larger than --target-length {target}")
-    extend_rope(config, target, recipe.interpolation, recipe.interpolation_options)  # refuses early
+    extended = extend_rope(config, target, recipe.interpolation, recipe.interpolation_options)
     lengths = tuple(sorted(set(recipe.evaluation.lengths))) or _doublings(window, target)
-    return Base(checkpoint, config, load_tokenizer(checkpoint), window, train_length, lengths)
+    return Base(checkpoint, config, extended, load_tokenizer(checkpoint), window, train_length, lengths)
 
 
 def _title(recipe: Recipe, base: Base) -> str:
@@ -216,9 +217,7 @@ def _set_aside(
 
 def _variants(recipe: Recipe, base: Base, output: Path) -> list[Variant]:
     target = format_length(recipe.target_length)
-    config = extend_rope(
-        base.config, recipe.target_length, recipe.interpolation, recipe.interpolation_options
-    )
+    config = base.extended_config
     sampler = _sampler(recipe, base)
     method = {"linear": "linear", "ntk": "NTK", "yarn": "YaRN", "none": "no"}[recipe.interpolation]
     found = [

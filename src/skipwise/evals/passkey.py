@@ -11,7 +11,7 @@ nothing has to be generated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,12 +84,11 @@ def passkey_scores(
     trials: int,
     seed: int,
     depths: int = 10,
-    advance: Callable[[], None] = lambda: None,
 ) -> list[Score]:
     """Retrieval of ``model`` at every length: the mean over trials, and by depth.
 
     Trials go through ``depths`` evenly spaced depths in turn, with a new key each. The same seed gives the
-    same prompts for every model. ``advance`` is called after each length.
+    same prompts for every model.
     """
     builder = PromptBuilder(tokenizer)
     scores: list[Score] = []
@@ -103,7 +102,6 @@ def passkey_scores(
         for depth in grid:
             here = found[np.array(placed) == depth]
             scores.append({**_retrieval(name, "retrieval_at_depth", length, here), "depth": float(depth)})
-        advance()
     return scores
 
 

@@ -8,7 +8,7 @@ for free. Perplexity is exp of the mean loss over scored tokens (not over window
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -28,19 +28,14 @@ def perplexity_scores(
     lengths: Sequence[int],
     *,
     name: str,
-    advance: Callable[[], None] = lambda: None,
 ) -> list[Score]:
     """Perplexity of ``model`` over the first tokens of ``documents`` (arrays of token ids).
 
     For each length L: task ``perplexity`` over tokens 1 .. L - 1, ``perplexity_last_quarter`` over tokens
     3L/4 .. L - 1, and ``perplexity_bucket`` over consecutive buckets of positions, doubling in size. Each
-    length uses the documents of at least that many tokens, and is left out when there is none. ``advance``
-    is called after each document.
+    length uses the documents of at least that many tokens, and is left out when there is none.
     """
-    losses = []
-    for document in documents:
-        losses.append(token_losses(model, document[: max(lengths)]))
-        advance()
+    losses = [token_losses(model, document[: max(lengths)]) for document in documents]
     scores: list[Score] = []
     longest = max((len(loss) for loss in losses), default=0)
     for length in lengths:
