@@ -18,9 +18,10 @@ example, take ``Lc = 8``, ``Lt = 20``, chunk lengths (3, 5) and skips (0, 7)::
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
+from numpy.random.bit_generator import ISeedSequence
 from numpy.typing import NDArray
 
 Content = Literal["uniform", "contiguous", "aligned"]
@@ -76,7 +77,11 @@ class PoSE:
     ``u_i ~ U{u_(i-1) .. Lt - Lc}``. Text: ``uniform`` draws v_i in the same way below ``Lx - Lc`` (the
     paper's default), ``contiguous`` sets v_i = 0, ``aligned`` sets v_i = u_i and so needs passages of Lt.
 
-    N = 1 is the contiguous control. Raises ValueError for lengths that make no sense.
+    N = 1 is the contiguous control. With N = Lc every token is its own chunk, as in `RandPos`, and any
+    increasing positions from 0 on can come, but not with equal chance: what is left to skip, Lt - Lc - u_i,
+    halves on average with every chunk, so that all but the first few crowd at the far end.
+
+    Raises ValueError for lengths that make no sense.
     """
 
     train_length: int
@@ -85,7 +90,7 @@ class PoSE:
     content: Content = "uniform"
 
     def __post_init__(self) -> None:
-        _check_lengths(self.train_length, self.target_length)
+        check_lengths(self.train_length, self.target_length)
         if not 1 <= self.chunks <= self.train_length:
             raise ValueError(f"chunks = {self.chunks}: must be from 1 to train_length = {self.train_length}")
         if self.content not in get_args(Content):
@@ -105,24 +110,24 @@ class PoSE:
 
     def sample(self, token_ids: NDArray[np.integer], rng: np.random.Generator) -> Row:
         """One row from a passage ``token_ids`` of shape ``(Lx,)``."""
-        _check_passage(token_ids, self.passage_length[0])
+        check_passage(token_ids, self.passage_length[0])
         lengths = self._chunk_lengths(rng)
-        skips = _increasing_skips(self.chunks, self.target_length - self.train_length, rng)
+        skips = self._skips(rng)
         if self.content == "uniform":
-            text_skips = _increasing_skips(self.chunks, len(token_ids) - self.train_length, rng)
+            text_skips = increasing_skips(self.chunks, len(token_ids) - self.train_length, rng)
         else:
             text_skips = skips if self.content == "aligned" else np.zeros_like(skips)
-        return _row(token_ids, Chunks(lengths, skips, text_skips))
+        return make_row(token_ids, Chunks(lengths, skips, text_skips))
+
+    def _skips(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        return increasing_skips(self.chunks, self.target_length - self.train_length, rng)
 
     def _chunk_lengths(self, rng: np.random.Generator) -> NDArray[np.int64]:
-        lengths = np.empty(self.chunks, dtype=np.int64)
-        left = self.train_length
+        lengths, left = [], self.train_length
         for later_chunks in range(self.chunks - 1, 0, -1):
-            length = int(rng.integers(1, left - later_chunks, endpoint=True))
-            lengths[self.chunks - 1 - later_chunks] = length
-            left -= length
-        lengths[-1] = left
-        return lengths
+            lengths.append(int(rng.integers(1, left - later_chunks, endpoint=True)))
+            left -= lengths[-1]
+        return np.array([*lengths, left])
 
 
 @dataclass(frozen=True)
@@ -136,7 +141,7 @@ class RandPos:
     target_length: int
 
     def __post_init__(self) -> None:
-        _check_lengths(self.train_length, self.target_length)
+        check_lengths(self.train_length, self.target_length)
 
     @property
     def row_length(self) -> int:
@@ -150,10 +155,12 @@ class RandPos:
 
     def sample(self, token_ids: NDArray[np.integer], rng: np.random.Generator) -> Row:
         """One row from a passage ``token_ids`` of shape ``(Lx,)``."""
-        _check_passage(token_ids, self.train_length)
-        drawn = rng.choice(self.target_length, self.train_length, replace=False, shuffle=False)
-        index = np.arange(self.train_length)
-        return _row(token_ids, Chunks(np.ones_like(index), np.sort(drawn) - index, np.zeros_like(index)))
+        check_passage(token_ids, self.train_length)
+        position_ids = rng.choice(self.target_length, self.train_length, replace=False, shuffle=False)
+        position_ids.sort()
+        skips = position_ids - np.arange(self.train_length)
+        chunks = Chunks(np.ones_like(skips), skips, np.zeros_like(skips))
+        return Row(np.array(token_ids[: self.train_length]), position_ids, chunks)
 
 
 @dataclass(frozen=True)
@@ -164,7 +171,7 @@ class Contiguous:
     target_length: int
 
     def __post_init__(self) -> None:
-        _check_lengths(self.train_length, self.target_length)
+        check_lengths(self.train_length, self.target_length)
 
     @property
     def row_length(self) -> int:
@@ -178,9 +185,9 @@ class Contiguous:
 
     def sample(self, token_ids: NDArray[np.integer], rng: np.random.Generator) -> Row:  # noqa: ARG002
         """The first ``row_length`` tokens of the passage; nothing is drawn."""
-        _check_passage(token_ids, self.row_length)
+        check_passage(token_ids, self.row_length)
         zero = np.zeros(1, dtype=np.int64)
-        return _row(token_ids, Chunks(np.array([self.row_length]), zero, zero))
+        return make_row(token_ids, Chunks(np.array([self.row_length]), zero, zero))
 
 
 @dataclass(frozen=True)
@@ -199,25 +206,46 @@ def example_rng(seed: int, epoch: int, example: int) -> np.random.Generator:
     Counter-based (Philox), so the same (seed, epoch, example) gives the same row for any number of workers
     and processes and after a resume, and no two examples share a stream.
     """
-    return np.random.Generator(np.random.Philox(key=[seed, epoch], counter=[0, 0, 0, example]))
+    counter = np.array([0, 0, 0, example], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(_Key(seed, epoch), counter))  # type: ignore[arg-type]
 
 
-def _row(passage: NDArray[np.integer], chunks: Chunks) -> Row:
-    index = np.arange(chunks.lengths.sum())
-    position_ids = index + np.repeat(chunks.skips, chunks.lengths)
-    token_ids = passage[index + np.repeat(chunks.text_skips, chunks.lengths)]
-    return Row(token_ids, position_ids, chunks)
+class _Key(ISeedSequence):
+    """Two 64-bit words that key a generator as they are.
+
+    Philox has an argument ``key`` too, but then begins by reading entropy from the system, for nothing.
+    """
+
+    def __init__(self, *words: int) -> None:
+        self.words = words
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> NDArray[Any]:  # noqa: ARG002
+        return np.array(self.words, dtype)
 
 
-def _increasing_skips(count: int, largest: int, rng: np.random.Generator) -> NDArray[np.int64]:
+def make_row(passage: NDArray[np.integer], chunks: Chunks) -> Row:
+    """The row that ``chunks`` cut from ``passage``: chunk i is one piece of its text and one of positions."""
+    token_ids, position_ids = [], []
+    start = 0
+    lengths, skips, text_skips = chunks.lengths.tolist(), chunks.skips.tolist(), chunks.text_skips.tolist()
+    for length, skip, text_skip in zip(lengths, skips, text_skips, strict=True):
+        end = start + length
+        token_ids.append(passage[start + text_skip : end + text_skip])
+        position_ids.append(np.arange(start + skip, end + skip))
+        start = end
+    return Row(np.concatenate(token_ids), np.concatenate(position_ids), chunks)
+
+
+def increasing_skips(count: int, largest: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """``count`` integers that never fall: 0 first, each next uniform from the one before to ``largest``."""
-    skips = np.zeros(count, dtype=np.int64)
-    for i in range(1, count):
-        skips[i] = rng.integers(skips[i - 1], largest, endpoint=True)
-    return skips
+    skips = [0]
+    for _ in range(count - 1):
+        skips.append(int(rng.integers(skips[-1], largest, endpoint=True)))
+    return np.array(skips)
 
 
-def _check_lengths(train_length: int, target_length: int) -> None:
+def check_lengths(train_length: int, target_length: int) -> None:
+    """Raise ValueError unless 1 <= train_length <= target_length."""
     if train_length < 1:
         raise ValueError(f"train_length = {train_length}: must be at least 1 token")
     if target_length < train_length:
@@ -226,15 +254,7 @@ def _check_lengths(train_length: int, target_length: int) -> None:
         )
 
 
-def _check_passage(token_ids: NDArray[np.integer], shortest: int) -> None:
+def check_passage(token_ids: NDArray[np.integer], shortest: int) -> None:
+    """Raise ValueError for a passage of fewer than ``shortest`` tokens."""
     if len(token_ids) < shortest:
         raise ValueError(f"token_ids has {len(token_ids)} tokens: this sampler needs at least {shortest}")
-
-
-SAMPLERS: dict[str, type[PoSE | RandPos | Contiguous]] = {
-    "pose": PoSE,
-    "randpos": RandPos,
-    "contiguous": Contiguous,
-    "full-length": FullLength,
-}
-"""Samplers by the names that recipes and the command line use."""

@@ -6,7 +6,12 @@ import sys
 
 import numpy as np
 import pytest
+import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader
 
+from skipwise.data import passages as memory_mapped
+from skipwise.data.collate import SkipCollator
 from skipwise.data.rows import Rows
 from skipwise.data.skips import PoSE
 
@@ -78,6 +83,51 @@ def test_every_epoch_visits_every_passage_and_draws_anew():
 def test_no_two_rows_and_no_two_seeds_are_alike():
     rows = [str(content(row)) for seed in (0, 1, 4) for row in rows_of(seed=seed)]
     assert len(set(rows)) == 3 * 23
+
+
+@pytest.fixture
+def on_disk(tmp_path):
+    """Rows of passages from a memory-mapped file: three epochs of 15 visits, and five of a fourth."""
+    ids = [np.random.default_rng(i).integers(0, 97, 13 * i + 5, dtype=np.int32) for i in range(1, 6)]
+    Dataset.from_dict({"input_ids": ids}).save_to_disk(tmp_path)
+    documents = memory_mapped.TokenizedDocuments.from_ids(Dataset.load_from_disk(tmp_path))
+    passages = memory_mapped.Passages(documents, min_length=13, max_length=101, seed=2)
+    assert len(passages) == 15
+    return Rows(passages, PoSE(13, 101), count=50, seed=4)
+
+
+def read(rows, indices, workers=0, start=None):
+    """All that a trainer would see, in order: tensors of three rows at a time, put together again."""
+    loader = DataLoader(
+        rows,
+        batch_size=3,
+        sampler=indices,
+        collate_fn=SkipCollator(),
+        num_workers=workers,
+        multiprocessing_context=start,
+    )
+    batches = list(loader)
+    return {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create", "ignore:This process .* is multi-threaded")
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ((0, None), (3, "fork")),
+        ((3, "fork"), (1, "fork")),
+        ((1, "fork"), (0, None)),
+        ((0, None), (1, "spawn")),
+    ],
+    ids=["0 then 3 workers", "3 then 1", "1 then 0", "0 then a fresh process"],
+)
+def test_any_workers_read_the_same_rows_also_after_a_resume(on_disk, before, after):
+    expected = [SkipCollator()([row]) for row in on_disk]
+    first = read(on_disk, range(22), *before)
+    on_disk.passages._order = None  # as in a new process
+    rest = read(on_disk, range(22, 50), *after)  # from the middle of the second epoch
+    for key in expected[0]:
+        assert torch.equal(torch.cat([first[key], rest[key]]), torch.cat([row[key] for row in expected])), key
 
 
 @pytest.mark.parametrize("index", [23, 24, -1, -23])

@@ -1,27 +1,25 @@
 """The method: what every row must satisfy, and that lengths and skips follow the paper's distributions."""
 
 import itertools
-from collections import Counter
+import pickle
 from dataclasses import FrozenInstanceError, fields
 
 import numpy as np
 import pytest
+from distributions import assert_distribution, passage_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import chisquare
 
-from skipwise.data.skips import SAMPLERS, Contiguous, FullLength, PoSE, RandPos, Row, example_rng
-
-FALSE_ALARM = 1e-6
-"""Chance that one distribution test rejects a correct sampler, before its seed was fixed."""
+from skipwise.data.balanced import Balanced
+from skipwise.data.cream import Cream
+from skipwise.data.mixture import Mixture
+from skipwise.data.samplers import SAMPLERS
+from skipwise.data.skips import Contiguous, FullLength, PoSE, RandPos, Row, example_rng
 
 CONTENTS = ("uniform", "contiguous", "aligned")
 INTEGERS = (np.int32, np.int64, np.uint16)
-
-
-def passage_of(length, seed=0, dtype=np.int32):
-    """A passage whose tokens name their own index, so that text can be traced back."""
-    return (np.arange(length) + 7 * seed).astype(dtype)
+ONE_OF_EACH = [kind(5, 9) for kind in SAMPLERS.values()]
+ONE_OF_EACH.append(Mixture((PoSE(5, 9), Contiguous(5, 9)), (0.8, 0.2)))
 
 
 @st.composite
@@ -34,14 +32,25 @@ def pose_cases(draw, max_chunks=None):
     return sampler, length, draw(st.integers(0, 2**32)), draw(st.sampled_from(INTEGERS))
 
 
+def one_sampler(draw, kind, train, target):
+    if kind is Mixture:
+        kinds = [PoSE, RandPos, Contiguous] + [Cream] * (train >= 3)
+        parts = draw(st.lists(st.sampled_from(kinds), min_size=1, max_size=4))
+        return Mixture(
+            tuple(one_sampler(draw, part, train, target) for part in parts), (1 / len(parts),) * len(parts)
+        )
+    if not issubclass(kind, PoSE):
+        return kind(train, target)
+    fewest, most = (2, min(train, 3)) if kind is Balanced else (1, train)
+    return kind(train, target, draw(st.integers(fewest, most)), draw(st.sampled_from(CONTENTS)))
+
+
 @st.composite
 def any_cases(draw):
-    kind = draw(st.sampled_from(tuple(SAMPLERS.values())))
-    if kind is PoSE:
-        return draw(pose_cases())
-    train = draw(st.integers(1, 41))
-    sampler = kind(train, train + draw(st.integers(0, 67)))
-    length = sampler.passage_length[0] + draw(st.integers(0, 23))
+    kind = draw(st.sampled_from((*SAMPLERS.values(), Mixture)))
+    train = draw(st.integers({Cream: 3, Balanced: 2}.get(kind, 1), 41))
+    sampler = one_sampler(draw, kind, train, train + draw(st.integers(0, 67)))
+    length = sampler.passage_length[0] + draw(st.integers(0, 91))
     return sampler, length, draw(st.integers(0, 2**32)), draw(st.sampled_from(INTEGERS))
 
 
@@ -157,17 +166,6 @@ def chunk_lengths(train, count):
     }
 
 
-def assert_distribution(draws, expected):
-    """Chi-square of the drawn values against exact probabilities; an impossible value fails outright."""
-    counts = Counter(draws)
-    assert set(counts) <= set(expected), set(counts) - set(expected)
-    assert sum(expected.values()) == pytest.approx(1, abs=1e-12)
-    wanted = np.array(list(expected.values())) * len(draws)
-    assert wanted.min() >= 5, "too few draws for a chi-square test"
-    found = chisquare([counts[value] for value in expected], wanted)
-    assert found.pvalue > FALSE_ALARM, found
-
-
 @pytest.mark.parametrize(
     ("train", "target", "passage", "count"), [(6, 11, 9, 2), (5, 8, 7, 3)], ids=["N=2", "N=3"]
 )
@@ -218,6 +216,19 @@ def test_pose_lengths_of_many_chunks_are_uniform_over_what_is_left():
     assert_distribution(draws, expected)
 
 
+def test_one_token_a_chunk_is_randpos_but_for_the_law():
+    # As in RandPos every token is its own chunk, and every set of positions (that begins with 0) can come.
+    sampler = PoSE(4, 8, 4, "contiguous")
+    law = {tuple(u + i for i, u in enumerate(skips)): p for skips, p in increasing(4, 4).items()}
+    assert set(law) == {places for places in itertools.combinations(range(8), 4) if places[0] == 0}
+    rows = [sampler.sample(passage_of(4), example_rng(6, 0, i)) for i in range(6_000)]
+    assert all(row.chunks.lengths.tolist() == [1] * 4 for row in rows)
+    assert_distribution([tuple(row.position_ids.tolist()) for row in rows], law)
+    # Not with equal chance: what is left to skip halves with every chunk, so the far end is crowded.
+    for i in range(4):
+        assert sum(p * (4 - (places[i] - i)) for places, p in law.items()) == pytest.approx(4 / 2**i)
+
+
 def test_randpos_draws_every_set_of_positions_alike():
     sampler = RandPos(3, 7)
     draws = [
@@ -227,9 +238,32 @@ def test_randpos_draws_every_set_of_positions_alike():
     assert_distribution(draws, dict.fromkeys(sets, 1 / len(sets)))
 
 
-def test_same_key_same_stream():
-    same = [example_rng(3, 5, 7).integers(0, 2**63, 33) for _ in range(2)]
-    np.testing.assert_array_equal(*same)
+@pytest.mark.parametrize("key", [(3, 5, 7), (2**64 - 1, 2**63 + 1, 2**64 - 3)])
+def test_the_stream_of_a_key_is_that_of_philox(key):
+    seed, epoch, number = (np.uint64(word) for word in key)
+    philox = np.random.Philox(key=[seed, epoch], counter=[np.uint64(0)] * 3 + [number])
+    np.testing.assert_array_equal(example_rng(*key).bit_generator.random_raw(33), philox.random_raw(33))
+
+
+def test_the_stream_of_a_key_stays_the_same_from_version_to_version():
+    assert example_rng(3, 5, 7).bit_generator.random_raw(2).tolist() == [
+        10490288037931767739,
+        838446885474788616,
+    ]
+
+
+def test_nothing_of_a_generator_comes_from_the_system():
+    rng = example_rng(3, 5, 7)
+    with pytest.raises(TypeError, match="spawn"):  # children of an unknown seed
+        rng.spawn(1)
+    rng.random(5)
+    assert pickle.loads(pickle.dumps(rng)).random() == rng.random()
+
+
+@pytest.mark.parametrize("key", [(-1, 0, 0), (0, -1, 0), (0, 0, -1), (2**64, 0, 0)])
+def test_a_key_that_does_not_fit_is_an_error(key):
+    with pytest.raises(OverflowError):
+        example_rng(*key)
 
 
 def test_different_keys_share_no_part_of_a_stream():
@@ -240,20 +274,22 @@ def test_different_keys_share_no_part_of_a_stream():
     assert len(set().union(*words)) == 400 * len(keys)
 
 
-@pytest.mark.parametrize("sampler", [PoSE(5, 9), RandPos(5, 9), Contiguous(5, 9), FullLength(5, 9)])
+@pytest.mark.parametrize("sampler", ONE_OF_EACH)
 def test_samplers_and_rows_cannot_be_changed(sampler):
-    with pytest.raises(FrozenInstanceError):
-        sampler.train_length = 4
+    for field in fields(sampler):
+        with pytest.raises(FrozenInstanceError):
+            setattr(sampler, field.name, getattr(sampler, field.name))
     row = sampler.sample(passage_of(11), np.random.default_rng(0))
     for part in (row, row.chunks):
         for field in fields(part):
             with pytest.raises(FrozenInstanceError):
                 setattr(part, field.name, None)
-    assert sampler == type(sampler)(5, 9)
-    assert hash(sampler) == hash(type(sampler)(5, 9))
+    same = type(sampler)(*(getattr(sampler, field.name) for field in fields(sampler)))
+    assert sampler == same
+    assert hash(sampler) == hash(same)
 
 
-@pytest.mark.parametrize("sampler", [PoSE(5, 9), RandPos(5, 9), Contiguous(5, 9), FullLength(5, 9)])
+@pytest.mark.parametrize("sampler", ONE_OF_EACH)
 def test_a_row_owns_its_tokens(sampler):
     passage = passage_of(11)
     row = sampler.sample(passage, np.random.default_rng(0))
@@ -287,15 +323,6 @@ def test_errors_name_field_value_and_rule(make, words):
     with pytest.raises(ValueError) as error:  # noqa: PT011 -- the whole message is compared
         make()
     assert str(error.value) == words
-
-
-def test_names_of_recipes():
-    assert {name: kind.__name__ for name, kind in SAMPLERS.items()} == {
-        "pose": "PoSE",
-        "randpos": "RandPos",
-        "contiguous": "Contiguous",
-        "full-length": "FullLength",
-    }
 
 
 def sample_of(sampler, length):
