@@ -112,7 +112,7 @@ def run(task: dict[str, Any], library: Path | None) -> dict[str, Any]:
             precision="float32",
             save_every=10**6,
         )
-        rows = Rows(train_passages, make_sampler(task), count=task["steps"] * task["rows"], seed=task["seed"])
+        rows = Rows(train_passages, sampler_of(task), count=task["steps"] * task["rows"], seed=task["seed"])
         with tempfile.TemporaryDirectory() as folder:
             train(model, rows, recipe, Path(folder), seed=task["seed"])
     model.eval()
@@ -134,14 +134,12 @@ def run(task: dict[str, Any], library: Path | None) -> dict[str, Any]:
     }
 
 
-def make_sampler(task: dict[str, Any]) -> Any:
+def sampler_of(task: dict[str, Any]) -> Any:
     """The sampler a task names."""
-    from skipwise.data.skips import SAMPLERS, PoSE
+    from skipwise import make_sampler
 
-    kind = SAMPLERS[task["sampler"]]
-    if kind is PoSE:
-        return PoSE(WINDOW, TARGET + task["headroom"], task["chunks"], task["content"])
-    return kind(WINDOW, TARGET)
+    options = {key: task[key] for key in ("chunks", "content", "headroom")}
+    return make_sampler(task["sampler"], WINDOW, TARGET, **options)
 
 
 _DOCUMENTS: dict[str, Any] = {}
@@ -174,7 +172,7 @@ def documents(tokenizer: Any, library: Path | None, task: dict[str, Any]) -> tup
         ]
         _DOCUMENTS[key] = (tokenize_documents(dataset, tokenizer, cache_dir=cache), held_out)
     tokenized, held_out = _DOCUMENTS[key]
-    shortest, longest = make_sampler(task).passage_length
+    shortest, longest = sampler_of(task).passage_length
     return Passages(tokenized, min_length=shortest, max_length=longest, seed=task["seed"]), held_out
 
 

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from skipwise.errors import InputError
 from skipwise.files import write_text
 
-SamplerName = Literal["pose", "randpos", "contiguous", "full-length"]
+SamplerName = Literal["pose", "randpos", "contiguous", "full-length", "cream", "balanced"]
 Interpolation = Literal["linear", "ntk", "yarn", "none"]
 Content = Literal["uniform", "contiguous", "aligned"]
 
@@ -36,6 +44,15 @@ def format_length(tokens: int) -> str:
     return str(tokens)
 
 
+def _name_or_mixture(value: str) -> str:
+    """Accept a sampler's name, or names with weights (`skipwise.data.mixture` says which weights)."""
+    value, names = value.replace(" ", ""), get_args(SamplerName)
+    part = rf"({'|'.join(names)}):\d*\.?\d+"
+    if value not in names and not re.fullmatch(f"{part}(,{part})*", value, re.ASCII):
+        raise ValueError(f"must be one of {', '.join(names)}, or a mixture such as pose:0.8,contiguous:0.2")
+    return value
+
+
 Tokens = Annotated[int, BeforeValidator(parse_length), Field(ge=1)]
 
 
@@ -54,11 +71,13 @@ class DataRecipe(_Section):
 
 
 class SamplerRecipe(_Section):
-    """How a passage becomes a row (`skipwise.data.skips`)."""
+    """How a passage becomes a row (`skipwise.data.samplers`)."""
 
-    name: SamplerName = "pose"
-    chunks: int = Field(2, ge=1, description="N, the chunks of a row (pose only).")
-    content: Content = Field("uniform", description="Where the chunks' text comes from (pose only).")
+    name: Annotated[str, AfterValidator(_name_or_mixture)] = Field(
+        "pose", description="A sampler, or a mixture with its weights: pose:0.8,contiguous:0.2."
+    )
+    chunks: int = Field(2, ge=1, description="N, the chunks of a row (pose, balanced).")
+    content: Content = Field("uniform", description="Where the chunks' text comes from (pose, balanced).")
     headroom: int = Field(
         0,
         ge=0,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -27,7 +28,8 @@ from skipwise.data.coverage import coverage
 from skipwise.data.documents import load_documents
 from skipwise.data.passages import Passages, TokenizedDocuments, split_documents, tokenize_documents
 from skipwise.data.rows import Rows
-from skipwise.data.skips import SAMPLERS, Contiguous, PoSE, Sampler
+from skipwise.data.samplers import make_sampler, title
+from skipwise.data.skips import Contiguous, Sampler
 from skipwise.environment import default_device, exact_matmuls, facts, peak_memory_gib
 from skipwise.errors import InputError
 from skipwise.evals.passkey import passkey_scores
@@ -86,11 +88,11 @@ def extend(recipe: Recipe, output: Path, *, command: str, say: Say = print) -> P
     """
     exact_matmuls()
     base = _base(recipe)
+    variants = _variants(recipe, base, output)
     _claim(output, recipe)
     started = time.perf_counter()
     corpus = _corpus(recipe, base, output / "cache")
     seconds = {"documents": time.perf_counter() - started}
-    variants = _variants(recipe, base, output)
     parts = []
     for number, variant in enumerate(variants, start=1):
         say(f"[{number}/{len(variants)}] {variant.title}: {variant.description}")
@@ -237,28 +239,19 @@ def _variants(recipe: Recipe, base: Base, output: Path) -> list[Variant]:
         words = f"the same interpolation, {budget} of {format_length(base.train_length)} tokens, no skips"
         folder = output / "controls" / "contiguous"
         found.append(Variant("contiguous", "Contiguous control", words, config, control, folder))
-    titles = {
-        "pose": "PoSE",
-        "randpos": "RandPos",
-        "contiguous": "Contiguous",
-        "full-length": "Full-length",
-    }
-    name = recipe.sampler.name
-    cut = f" in {recipe.sampler.chunks} chunks" if name == "pose" else ""
+    cut = f" in {recipe.sampler.chunks} chunks" if recipe.sampler.name in ("pose", "balanced") else ""
     words = f"the same interpolation, {budget} of {format_length(sampler.row_length)} tokens{cut}"
-    found.append(Variant(name, titles[name], words, config, sampler, output / "checkpoint"))
+    name = re.sub("[:,]", "-", recipe.sampler.name)  # of files too: pose-0.8-contiguous-0.2
+    found.append(Variant(name, title(sampler), words, config, sampler, output / "checkpoint"))
     return found
 
 
 def _sampler(recipe: Recipe, base: Base) -> Sampler:
-    kind = SAMPLERS[recipe.sampler.name]
-    reach = recipe.target_length + recipe.sampler.headroom
-    if kind is PoSE:
-        try:
-            return PoSE(base.train_length, reach, recipe.sampler.chunks, recipe.sampler.content)
-        except ValueError as error:
-            raise InputError(str(error)) from None
-    return kind(base.train_length, recipe.target_length)
+    asked = recipe.sampler.model_dump()
+    try:
+        return make_sampler(asked.pop("name"), base.train_length, recipe.target_length, **asked)
+    except ValueError as error:
+        raise InputError(str(error)) from None
 
 
 def _finish(
@@ -362,7 +355,7 @@ def _coverage(variants: list[Variant]) -> dict[str, Any]:
     for each in variants:
         assert each.sampler is not None
         full = np.zeros(target - 1)
-        found = coverage(each.sampler)
+        found = coverage(each.sampler).probability
         full[: len(found)] = found
         curves[each.title] = [round(float(value), 5) for value in full[distance - 1]]
     return {"distance": distance.tolist(), "probability": curves}

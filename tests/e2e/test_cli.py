@@ -113,6 +113,12 @@ REFUSED = {
         "--train-length 300 is larger than --target-length 256",
     ),
     "unknown sampler": (extend("--sampler", "prose"), "sampler.name = 'prose'"),
+    "weights beyond 1": (extend("--sampler", "pose:0.8,cream:0.3"), "must sum to 1, not 1.1"),
+    "rows of two lengths": (extend("--sampler", "pose:0.8,full-length:0.2"), "must have one row length"),
+    "rows too short for the sampler": (
+        extend("--sampler", "cream", "--train-length", "2"),
+        "train_length = 2: must be at least 3 tokens",
+    ),
     "unknown interpolation": (extend("--interpolation", "cubic"), "interpolation = 'cubic'"),
     "too many chunks": (extend("--chunks", "129"), "chunks = 129"),
     "uneven batch": (extend("--rows-per-step", "3", "--micro-batch", "2"), "multiple"),
@@ -160,6 +166,27 @@ def test_longer_rows_are_allowed_on_request(here, tmp_path):
         *extend("--train-length", "200", "--allow-longer-rows", "--output", tmp_path / "run", data="nope.txt")
     )
     assert "nope.txt: no such file" in done.stderr
+
+
+def test_a_sampler_is_refused_before_the_text_is_read(here, tmp_path):
+    command = extend("--sampler", "pose:0.8,cream:0.3", "--output", tmp_path / "run", data="nope.txt")
+    assert "must sum to 1" in invoke(*command).stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mixture_with_its_control(here, tmp_path):
+    name = "pose-0.8-contiguous-0.2"  # of files too
+    done = invoke(
+        *extend("--sampler", "pose:0.8, contiguous:0.2", "--control", "--output", tmp_path / "run"),
+        *("--eval-lengths", "128", "--steps", "2"),
+    )
+    assert done.exit_code == 0, done.stderr
+    for title in ("Contiguous control", "80 % PoSE, 20 % Contiguous"):
+        assert title in done.stdout
+    assert (tmp_path / "run" / "parts" / f"{name}.json").is_file()
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert run["training"].keys() == {"contiguous", name}
+    assert run["recipe"]["sampler"]["name"] == "pose:0.8,contiguous:0.2"
 
 
 def test_words_without_data_are_refused(here):

@@ -125,6 +125,31 @@ def test_a_missing_key_is_named_without_the_rest_of_the_recipe():
     assert str(error.value) == "the recipe does not hold: model: Field required"
 
 
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("full-length", "full-length"),
+        ("pose:0.8,contiguous:0.2", "pose:0.8,contiguous:0.2"),
+        ("pose:.8, contiguous: 0.2", "pose:.8,contiguous:0.2"),
+        ("cream:1", "cream:1"),
+    ],
+)
+def test_samplers_and_mixtures_by_name(written, name):
+    assert make_recipe(LEAST | {"sampler": {"name": written}}).sampler.name == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["prose", "", "pose:", "pose:0.8,contiguous", "pose:0.8;cream:0.2", "pose:nan", "../pose:1", "pose:1\n"],
+)
+def test_what_names_no_sampler(name):
+    with pytest.raises(InputError) as error:
+        make_recipe(LEAST | {"sampler": {"name": name}})
+    names = "pose, randpos, contiguous, full-length, cream, balanced"
+    rule = f"must be one of {names}, or a mixture such as pose:0.8,contiguous:0.2"
+    assert str(error.value) == f"the recipe does not hold: sampler.name = {name!r}: {rule}"
+
+
 @pytest.mark.parametrize(("rows", "micro"), [(1, 1), (7, 7), (12, 3)])
 def test_batches_that_divide(rows, micro):
     training = make_recipe(LEAST | {"training": {"rows_per_step": rows, "micro_batch": micro}}).training

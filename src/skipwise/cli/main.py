@@ -1,4 +1,4 @@
-"""The command line: ``skipwise extend`` and ``skipwise demo``."""
+"""The command line: ``skipwise extend``, ``skipwise coverage`` and ``skipwise demo``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from skipwise.cli.coverage import coverage
 from skipwise.cli.reporting import one_line_errors
 
 app = typer.Typer(
@@ -73,9 +74,16 @@ def extend(
         bool, typer.Option("--allow-longer-rows", help="Let --train-length exceed the model's window.")
     ] = False,
     interpolation: Annotated[str, typer.Option(help="linear, ntk, yarn or none.")] = "yarn",
-    sampler: Annotated[str, typer.Option(help="pose, randpos, contiguous or full-length.")] = "pose",
-    chunks: Annotated[int, typer.Option(help="Chunks of a row (pose).")] = 2,
-    content: Annotated[str, typer.Option(help="uniform, contiguous or aligned text (pose).")] = "uniform",
+    sampler: Annotated[
+        str,
+        typer.Option(
+            help="pose, balanced, cream, randpos, contiguous, full-length, or pose:0.8,contiguous:0.2 to mix."
+        ),
+    ] = "pose",
+    chunks: Annotated[int, typer.Option(help="Chunks of a row (pose, balanced).")] = 2,
+    content: Annotated[
+        str, typer.Option(help="uniform, contiguous or aligned text (pose, balanced).")
+    ] = "uniform",
     control: Annotated[
         bool, typer.Option("--control", help="Also train contiguous rows at the same budget, to compare.")
     ] = False,
@@ -148,6 +156,8 @@ def extend(
         _start(folder, fresh)
         _extend(recipe, folder)
 
+
+app.command()(coverage)
 
 _GO_ON = "; the same command again goes on from what was saved"
 
