@@ -20,6 +20,7 @@ from datasets import Dataset, Features, Value
 from datasets import List as ListOf
 
 from skipwise.data.documents import datasets_session
+from skipwise.data.token_ids import token_table
 from skipwise.errors import InputError
 
 if TYPE_CHECKING:
@@ -103,13 +104,28 @@ class TokenizedDocuments:
 
     def __init__(self, tokens: Dataset, rows: Indices | None = None):
         self._tokens = tokens
-        chunks = tokens.data.column("input_ids").chunks
-        self._values: list[Ids] = [chunk.values.to_numpy(zero_copy_only=True) for chunk in chunks]
-        self._bounds: list[Ids] = [chunk.offsets.to_numpy(zero_copy_only=True) for chunk in chunks]
-        self._chunk_ends = np.cumsum([len(chunk) for chunk in chunks], dtype=np.int64)
         self._rows = np.arange(len(tokens), dtype=np.int64) if rows is None else rows
-        every = np.concatenate([np.diff(bounds) for bounds in self._bounds])
-        self.lengths: Indices = every[self._rows].astype(np.int64)
+        chunks = [chunk for chunk in tokens.data.column("input_ids").chunks if len(chunk)]
+        bounds: list[Ids] = [chunk.offsets.to_numpy(zero_copy_only=True) for chunk in chunks]
+        # Found once, so that a document is one slice: its length, its chunk, and where in that it starts.
+        lengths = np.concatenate([np.diff(each) for each in bounds])
+        self.lengths: Indices = lengths[self._rows].astype(np.int64)
+        self._starts = np.concatenate([each[:-1] - each[0] for each in bounds])[self._rows]
+        chunk_of = np.repeat(np.arange(len(chunks), dtype=np.int32), [len(chunk) for chunk in chunks])
+        self._chunks = chunk_of[self._rows]
+        self._values: list[Ids] = [chunk.flatten().to_numpy(zero_copy_only=True) for chunk in chunks]
+
+    @classmethod
+    def from_ids(cls, ids: Dataset | Sequence[Any], *, column: str = "input_ids") -> "TokenizedDocuments":
+        """Take documents that are tokenized already: a `datasets.Dataset`, or lists or arrays of token ids.
+
+        `column` of a dataset holds a list of integers in every row. Lists of int32 are not copied and stay
+        memory-mapped, whatever was selected or shuffled before; others are cast once, into the dataset's
+        cache when it is on disk. Every id is read once, to check it. Raises InputError as `token_table`.
+        """
+        tokens = token_table(ids, column)
+        chosen = tokens._indices
+        return cls(tokens, None if chosen is None else chosen.column(0).to_numpy().astype(np.int64))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return TokenizedDocuments, (self._tokens, self._rows)
@@ -118,11 +134,9 @@ class TokenizedDocuments:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Ids:
-        row = int(self._rows[index])
-        chunk = int(np.searchsorted(self._chunk_ends, row, side="right"))
-        bounds = self._bounds[chunk]
-        within = row - int(self._chunk_ends[chunk]) + len(bounds) - 1
-        return self._values[chunk][bounds[within] : bounds[within + 1]]
+        start = self._starts[index]
+        ids: Ids = self._values[self._chunks[index]][start : start + self.lengths[index]]
+        return ids
 
     @property
     def total_tokens(self) -> int:
@@ -134,8 +148,11 @@ class TokenizedDocuments:
         return TokenizedDocuments(self._tokens, self._rows[np.asarray(indices, dtype=np.int64)])
 
     def source(self, index: int) -> str:
-        """Name of the file or dataset that document `index` came from."""
-        return str(self._tokens.data.column("source")[int(self._rows[index])].as_py())
+        """Name of the file or dataset that document `index` came from; with `from_ids`, its row there."""
+        row = int(self._rows[index])
+        if "source" not in self._tokens.column_names:
+            return f"row {row}"
+        return str(self._tokens.data.column("source")[row].as_py())
 
 
 class Passages:
@@ -145,10 +162,21 @@ class Passages:
     one epoch. Documents shorter than `min_length` tokens are never visited: `kept` and `dropped` count
     documents. The order depends on (seed, epoch) alone, so every process and every worker sees the same.
 
+    With `from_start`, as conversations need it, every document is visited once an epoch, from its first
+    token.
+
     Raises InputError when no document is long enough.
     """
 
-    def __init__(self, documents: TokenizedDocuments, *, min_length: int, max_length: int, seed: int):
+    def __init__(
+        self,
+        documents: TokenizedDocuments,
+        *,
+        min_length: int,
+        max_length: int,
+        seed: int,
+        from_start: bool = False,
+    ):
         if not 1 <= min_length <= max_length:
             raise InputError(f"passages need 1 <= min_length ({min_length}) <= max_length ({max_length})")
         long_enough = np.flatnonzero(documents.lengths >= min_length)
@@ -161,33 +189,37 @@ class Passages:
                 f"{longest}; add longer documents or lower min_length"
             )
         self.min_length, self.max_length, self.seed = min_length, max_length, seed
+        self.from_start = from_start
         self._documents = documents.select(long_enough)
-        self._visit_ends: Indices = np.cumsum(self._documents.lengths // min_length)
+        lengths = self._documents.lengths
+        self._visits: Indices = np.ones_like(lengths) if from_start else lengths // min_length
+        self._size = int(self._visits.sum())
         self._order: tuple[int, Indices] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_order": None}  # quicker to draw again than to send
 
     def __len__(self) -> int:
-        return int(self._visit_ends[-1])
+        return self._size
 
     def draw(self, epoch: int, example: int, rng: np.random.Generator) -> Ids:
         """Return the passage of visit `example` of `epoch`: a view, min_length to max_length tokens.
 
         It starts at an offset uniform over {0 .. n - min_length} of the document's n tokens, the only
-        number taken from `rng`, and ends after max_length tokens or with the document. Raises IndexError
-        outside 0 <= example < len(self).
+        number taken from `rng` (none with `from_start`), and ends after max_length tokens or with the
+        document. Raises IndexError outside 0 <= example < len(self).
         """
-        if not 0 <= example < len(self):
-            raise IndexError(f"example {example} of an epoch of {len(self)}")
-        visit = self._epoch_order(epoch)[example]
-        tokens = self._documents[int(np.searchsorted(self._visit_ends, visit, side="right"))]
-        start = int(rng.integers(len(tokens) - self.min_length + 1))
+        if not 0 <= example < self._size:
+            raise IndexError(f"example {example} of an epoch of {self._size}")
+        tokens = self._documents[self._epoch_order(epoch)[example]]
+        start = 0 if self.from_start else int(rng.integers(len(tokens) - self.min_length + 1))
         return tokens[start : start + self.max_length]
 
     def _epoch_order(self, epoch: int) -> Indices:
+        """Return the document of every visit of `epoch`."""
         if self._order is None or self._order[0] != epoch:
-            self._order = epoch, _generator(self.seed, _ORDER_STREAM, epoch).permutation(len(self))
+            visited = np.repeat(np.arange(self.kept), self._visits)
+            self._order = epoch, visited[_generator(self.seed, _ORDER_STREAM, epoch).permutation(self._size)]
         return self._order[1]
 
 

@@ -239,6 +239,24 @@ def test_draw_is_decided_by_epoch_example_and_generator_alone(tokenized):
     assert rng.integers(1 << 60) == twin.integers(1 << 60)  # one number was taken
 
 
+def test_from_start_every_document_is_visited_once_from_its_first_token(tokenized):
+    documents = tokenized(7, 10, 19, 3, 101, 20)
+    passages = Passages(documents, min_length=7, max_length=19, seed=5, from_start=True)
+    assert (len(passages), passages.kept, passages.dropped) == (5, 5, 1)
+    texts = [documents[i].tolist()[:19] for i in (0, 1, 2, 4, 5)]
+    rng, orders = np.random.default_rng(9), []
+    for epoch in range(6):
+        found = [passages.draw(epoch, i, rng).tolist() for i in range(5)]
+        assert sorted(found) == sorted(texts)
+        orders.append(tuple(texts.index(each) for each in found))
+    assert len(set(orders)) > 3  # each epoch in an order of its own
+    assert rng.bit_generator.state == np.random.default_rng(9).bit_generator.state  # nothing was drawn
+    back = pickle.loads(pickle.dumps(passages))
+    assert back.draw(0, 3, rng).tolist() == passages.draw(0, 3, rng).tolist()
+    with pytest.raises(IndexError, match="epoch of 5"):
+        passages.draw(0, 5, rng)
+
+
 @pytest.mark.parametrize("example", [-1, 5])
 def test_a_visit_outside_the_epoch_is_refused(tokenized, example):
     with pytest.raises(IndexError, match="epoch of 5"):
