@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from skipwise.errors import RunError
@@ -29,6 +30,8 @@ def export_checkpoint(
     ``rope_parameters`` and under the older keys. Plain ``from_pretrained`` must give the same logits as
     ``model``, bit for bit, before the folder gets its name; RunError otherwise.
     """
+    # Mixed-precision training leaves Accelerate's autocast around model.forward: stock loading has none.
+    model = extract_model_from_parallel(model, keep_fp32_wrapper=False)
     window = model_window(model.config)
     for parameter in model.parameters():  # not model.to(dtype), which would round the rotary frequencies
         parameter.data = parameter.data.to(dtype or parameter.dtype)

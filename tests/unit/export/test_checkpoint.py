@@ -3,6 +3,7 @@ import json
 
 import pytest
 import torch
+from accelerate import Accelerator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from skipwise.errors import RunError
@@ -42,6 +43,16 @@ def test_stock_transformers_gives_the_same_logits(make_extended, tokenizer, tmp_
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert type(reloaded) is type(model)
     assert torch.equal(far_logits(reloaded), far_logits(model))
+
+
+def test_a_model_that_a_mixed_precision_trainer_left_wrapped(make_extended, tokenizer, tmp_path):
+    model = make_extended()
+    expected = far_logits(model)
+    Accelerator(mixed_precision="bf16", cpu=True).prepare_model(model)
+    assert not torch.equal(far_logits(model), expected)
+    export_checkpoint(model, tokenizer, tmp_path / "out")
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert torch.equal(far_logits(reloaded), expected)
 
 
 @pytest.mark.parametrize(
