@@ -13,8 +13,12 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from skipwise.data.balanced import Balanced
+from skipwise.data.chat import Turns
 from skipwise.data.collate import SkipCollator
-from skipwise.data.skips import PoSE, RandPos
+from skipwise.data.cream import Cream
+from skipwise.data.mixture import Mixture
+from skipwise.data.skips import Contiguous, PoSE, RandPos
 from skipwise.rope import extend_rope
 
 TRAIN, TARGET, VOCABULARY = 11, 53, 97
@@ -45,6 +49,11 @@ SAMPLERS = {
     "N=3": PoSE(TRAIN, TARGET, 3, "contiguous"),
     "N=train": PoSE(TRAIN, TARGET, TRAIN, "aligned"),
     "randpos": RandPos(TRAIN, TARGET),
+    "balanced": Balanced(TRAIN, TARGET, 2),
+    "balanced N=3": Balanced(TRAIN, TARGET, 3, "aligned"),
+    "cream": Cream(TRAIN, TARGET),
+    "mixture": Mixture((PoSE(TRAIN, TARGET), Contiguous(TRAIN, TARGET)), (0.5, 0.5)),
+    "turns": Turns(TRAIN, TARGET, 3, turn_starts=range(20)),
 }
 
 
@@ -75,15 +84,15 @@ def row_logits(model, batch, **changed):
     return model(**inputs, use_cache=False).logits
 
 
-def long_row_logits(model, batch):
-    """Logits at the row's positions of the real rows of ``TARGET`` tokens."""
-    places, shape = batch["position_ids"], (len(batch["input_ids"]), TARGET)
+def long_row_logits(model, batch, target=TARGET):
+    """Logits at the row's positions of the real rows of ``target`` tokens."""
+    places, shape = batch["position_ids"], (len(batch["input_ids"]), target)
     filler = torch.randint(VOCABULARY, shape, generator=torch.Generator().manual_seed(9))
     tokens = filler.scatter(1, places, batch["input_ids"])
     mask = torch.zeros(shape, dtype=torch.int64).scatter(1, places, 1)
-    position_ids = torch.arange(TARGET).expand(shape)
+    position_ids = torch.arange(target).expand(shape)
     logits = model(input_ids=tokens, position_ids=position_ids, attention_mask=mask, use_cache=False).logits
-    return logits.gather(1, places[..., None].expand(-1, -1, VOCABULARY))
+    return logits.gather(1, places[..., None].expand(-1, -1, logits.shape[-1]))
 
 
 def largest_difference(left, right):
@@ -101,6 +110,17 @@ def test_a_row_is_a_long_row_with_the_skipped_tokens_masked_out(family, sampler)
         row, long = row_logits(model, batch), long_row_logits(model, batch)
     assert largest_difference(row, long) < BOUND
     assert row.std() > 0.1  # not two constants that agree
+
+
+@pytest.mark.parametrize("method", ["linear", "ntk", "yarn"])
+def test_also_of_a_trained_model_at_its_real_size(demo_base, method):
+    config = extend_rope(AutoConfig.from_pretrained(demo_base), 4_096, method)
+    model = AutoModelForCausalLM.from_pretrained(demo_base, config=config, dtype=torch.float32)
+    model = model.double().eval()
+    batch = batch_of(PoSE(256, 4_096, 3), [5])
+    assert batch["position_ids"][0, -1] > 3_000
+    with torch.no_grad():
+        assert largest_difference(row_logits(model, batch), long_row_logits(model, batch, 4_096)) < BOUND
 
 
 @pytest.mark.parametrize("family", ["llama", "phi"])
