@@ -127,13 +127,15 @@ def mark_lengths(axes: Axes, lengths: dict[str, int]) -> None:
         )
 
 
-def add_legend(axes: Axes, handles: Sequence[Line2D], titles: Sequence[str]) -> None:
-    """A legend above the axes, where it hides nothing, in as few rows as its titles allow."""
+def add_legend(
+    axes: Axes, handles: Sequence[Line2D], titles: Sequence[str], width: int = LEGEND_WIDTH
+) -> None:
+    """A legend above the axes, where it hides nothing, in as few rows of `width` characters as it needs."""
     figure = axes.get_figure(root=True)
     if len(titles) < 1 or figure is None:
         return
-    titles = [cut(title, 40) for title in titles]
-    per_row = max(1, LEGEND_WIDTH // (max(map(len, titles)) + 7))
+    titles = [cut(title, width - 14) for title in titles]
+    per_row = max(1, width // (max(map(len, titles)) + 7))
     rows = math.ceil(len(titles) / per_row)
     legend = figure.legend(
         handles=list(handles),

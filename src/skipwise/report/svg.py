@@ -1,4 +1,4 @@
-"""Figure -> a PNG, or an SVG element that lives inside an HTML page. Contract: same figure, same bytes.
+"""Figure -> PNG, SVG file, or SVG element inside an HTML page. Contract: same figure, same bytes.
 
 The inline SVG refers to nothing outside itself, its ids carry the figure's name (two figures on one page
 must not share them), and its named colours become CSS variables, so that one drawing serves a light and a
@@ -40,6 +40,12 @@ _ID = re.compile(r'(?<= id=")[^"]+')
 def png(figure: Figure) -> bytes:
     """The figure on white, 150 dots an inch."""
     return _saved(figure, format="png", dpi=PNG_DPI)
+
+
+def svg_file(figure: Figure) -> bytes:
+    """The figure on white as an SVG file."""
+    text = _saved(figure, format="svg", metadata={"Date": None}).decode("utf-8")
+    return _with_own_ids(text, "figure").encode("utf-8")
 
 
 def inline_svg(figure: Figure, name: str, alt: str) -> str:
