@@ -1,17 +1,27 @@
-"""The README's Python example and its commands are what they say."""
+"""The Python examples, commands, options and links of the documentation are what they say."""
 
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
+from typer.main import get_command
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+from skipwise.cli.main import app
+
+ROOT = Path(__file__).parents[2]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("[bde]*/**/*.md"))]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_python_example_runs_and_gives_a_loss(tmp_path, monkeypatch):
+def python_of(page):
+    return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def test_the_python_example_of_the_readme_runs_and_gives_a_loss(tmp_path, monkeypatch):
     config = LlamaConfig(
         vocab_size=64,
         hidden_size=16,
@@ -22,7 +32,7 @@ def test_the_python_example_runs_and_gives_a_loss(tmp_path, monkeypatch):
     )
     LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
     monkeypatch.chdir(tmp_path)
-    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    (example,) = python_of(ROOT / "README.md")
     assert len([line for line in example.splitlines() if line.strip()]) <= 10
     names = {"passages": [np.arange(3_000) % 64, np.arange(2_048) % 64]}
     exec(example, names)
@@ -31,26 +41,36 @@ def test_the_python_example_runs_and_gives_a_loss(tmp_path, monkeypatch):
     assert torch.isfinite(names["loss"])
 
 
+def test_the_python_example_of_the_samplers_page_runs():
+    (example,) = python_of(ROOT / "docs" / "samplers.md")
+    names = {}
+    exec(example, names)
+    assert len(names["row"].position_ids) == 2_048
+
+
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"^    make (\w+)", README, flags=re.MULTILINE))))
 def test_every_make_command_of_the_readme_exists(target):
-    makefile = (Path(__file__).parents[2] / "Makefile").read_text(encoding="utf-8")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)
 
 
-def test_every_option_of_the_readme_exists():
-    from skipwise.cli.main import app
-
-    options = {name for command in app.registered_commands for name in _option_names(command.callback)} | {
-        "--help"
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_and_option_exists(page):
+    commands = get_command(app).commands
+    options = {
+        name: {flag for each in command.params for flag in each.opts} for name, command in commands.items()
     }
-    named = set(re.findall(r"--[a-z][a-z-]+", README))
-    assert named <= options, named - options
+    text = page.read_text(encoding="utf-8")
+    for line in re.findall(r"^    skipwise .*", text, flags=re.MULTILINE):
+        _, name, *words = shlex.split(line)
+        used = {word for word in words if word.startswith("--")}
+        assert used <= options[name] | {"--help"}, line
+    if page.name == "README.md" and page.parent == ROOT:
+        named = set(re.findall(r"--[a-z][a-z-]+", text))
+        assert named <= set().union(*options.values(), {"--help"})
 
 
-def _option_names(callback) -> set[str]:
-    return {"--" + name.replace("_", "-") for name in callback.__annotations__}
-
-
-def test_every_file_the_readme_links_to_exists():
-    for link in re.findall(r"\]\((?!http)([^)]+)\)", README):
-        assert (Path(__file__).parents[2] / link).exists(), link
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_file_linked_to_exists(page):
+    for link in re.findall(r"\]\((?!http)([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / link).exists(), link
