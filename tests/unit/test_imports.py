@@ -35,19 +35,31 @@ RULES = {
     "environment": May(set(), {"psutil", "torch"}),
     "data": May(),
     "data.documents": May({"errors"}, {"datasets", "pyarrow", "zstandard"} | ARRAYS),
-    "data.passages": May({"data.documents", "errors"}, {"datasets", "pyarrow"} | ARRAYS),
+    "data.token_ids": May({"errors"}, {"datasets", "pyarrow"} | ARRAYS),
+    "data.passages": May({"data.documents", "data.token_ids", "errors"}, {"datasets"} | ARRAYS),
+    "data.chat": May({"data.skips"}, ARRAYS),
     "data.skips": May(set(), ARRAYS),
+    "data.balanced": May({"data.skips"}, ARRAYS),
+    "data.cream": May({"data.skips"}, ARRAYS),
+    "data.mixture": May({"data.skips"}, ARRAYS),
+    "data.samplers": May({"data.balanced", "data.cream", "data.mixture", "data.skips"}),
     "data.rows": May({"data.skips"}, ARRAYS),
-    "data.coverage": May({"data.skips"}, ARRAYS),
+    "data.intervals": May({"data.mixture", "data.skips"}, ARRAYS),
+    "data.coverage": May({"data.chat", "data.intervals", "data.mixture", "data.skips"}, ARRAYS),
+    "data.until_seen": May({"data.coverage", "data.intervals", "data.mixture", "data.skips"}, ARRAYS),
+    "data.stream": May({"data.skips"}, {"torch"} | ARRAYS),
     "data.collate": May({"data.skips"}, {"torch"} | ARRAYS),
     "rope": May({"config", "errors"}, {"transformers"}),
     "models": May({"rope", "errors"}, {"gguf", "safetensors"} | MODELS),
     "train": May(
         {"config", "data", "rope", "models", "errors", "files"}, {"accelerate", "peft", "rich"} | MODELS
     ),
-    "export": May({"rope", "files", "errors"}, {"gguf", "peft", "safetensors"} | MODELS),
+    "export": May({"rope", "files", "errors"}, {"accelerate", "gguf", "peft", "safetensors"} | MODELS),
     "evals": May({"data.documents", "errors", "files"}, {"httpx", "lm_eval"} | MODELS),
     "report": May({"errors", "files"}, {"jinja2", "matplotlib", "rich"} | ARRAYS),
+    "report.coverage": May(
+        {"data.coverage", "data.until_seen", "errors", "report"}, {"matplotlib", "rich"} | ARRAYS
+    ),
     "demo": May({"config", "errors", "evals", "files", "models"}, MODELS),
     "pipeline": May(
         {
@@ -72,7 +84,9 @@ RULES = {
 
 NEVER = {
     "data.documents": {"torch", "transformers"},
+    "data.token_ids": {"torch", "transformers"},
     "data.passages": {"torch", "transformers"},
+    "data.chat": {"torch", "transformers", "datasets"},
     "data.skips": {"torch", "transformers", "datasets", "pydantic"},
     "rope": {"skipwise.data", "skipwise.train", "skipwise.evals"},
     "models": {"skipwise.data", "skipwise.train", "skipwise.evals"},

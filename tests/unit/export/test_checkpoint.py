@@ -4,6 +4,7 @@ import json
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from skipwise.errors import RunError
@@ -48,7 +49,11 @@ def test_stock_transformers_gives_the_same_logits(make_extended, tokenizer, tmp_
 def test_a_model_that_a_mixed_precision_trainer_left_wrapped(make_extended, tokenizer, tmp_path):
     model = make_extended()
     expected = far_logits(model)
-    Accelerator(mixed_precision="bf16", cpu=True).prepare_model(model)
+    AcceleratorState._reset_state()  # one a process: other tests have trained in other precisions
+    try:
+        Accelerator(mixed_precision="bf16", cpu=True).prepare_model(model)
+    finally:
+        AcceleratorState._reset_state()
     assert not torch.equal(far_logits(model), expected)
     export_checkpoint(model, tokenizer, tmp_path / "out")
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
