@@ -369,9 +369,18 @@ def test_interrupted_and_killed_runs_end_where_an_uninterrupted_one_does(place, 
     assert whole.returncode == 0, whole.stderr
 
     process = start(command("cut"), tmp_path / "cut", steps=30)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+
+    process = start(command("cut"), tmp_path / "cut", steps=50)
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=60)[1]
-    assert process.returncode == 130
+    assert process.returncode == 128 + signal.SIGINT
+    folder = tmp_path / "cut" / "train" / "pose"
+    saved = max(int(path.name.removeprefix("checkpoint-")) for path in folder.glob("checkpoint-*"))
+    # Saved where it stopped, not at the last multiple of 20.
+    assert saved == json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"]
     (line,) = [line for line in said.splitlines() if line.startswith("skipwise: ")]
     assert line == "skipwise: interrupted; the same command again goes on from what was saved"
     assert said.rstrip().endswith(line)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -13,8 +14,8 @@ import typer
 
 from skipwise.errors import SkipwiseError
 
-INTERRUPTED = 130
-"""The exit code of a command that ctrl-C ended (128 + SIGINT), as shells have it."""
+ENDED_BY_SIGNAL = 128
+"""Added to a signal's number: the exit code of a command that the signal ended, as shells have it."""
 
 
 @contextmanager
@@ -30,10 +31,11 @@ def one_line_errors(*, debug: bool, again: str = "") -> Iterator[None]:
         if debug:
             raise
         fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         if debug:
             raise
-        fail(f"interrupted{again}", INTERRUPTED)
+        number = interrupt.args[0] if interrupt.args else signal.SIGINT
+        fail(f"interrupted{again}", ENDED_BY_SIGNAL + number)
     except OSError as error:
         if debug:
             raise

@@ -1,9 +1,11 @@
-"""What watches a training: the curve on disk, the line on the terminal, the guard on the loss."""
+"""What watches a training: the curve on disk, the line on the terminal, the guard on the loss, signals."""
 
 from __future__ import annotations
 
 import json
 import math
+import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,46 @@ class StopOnBadLoss(TrainerCallback):
                     f"{name} is {value} at step {state.global_step}: lower training.learning_rate "
                     f"(now {args.learning_rate:g}) or look at the data of that step"
                 )
+
+
+class StopOnSignal(TrainerCallback):
+    """Ctrl-C (SIGINT) or SIGTERM: finishes the step, saves a checkpoint and stops; a second one at once.
+
+    Python turns SIGINT into an exception wherever the program happens to be; in a destructor or a weak
+    reference's callback, of which torch has many, that exception is lost. A handler that takes a note is not.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take over the signals (only a main thread can)."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._note)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Save and stop if a signal came."""
+        if self.received is not None:
+            control.should_save = control.should_training_stop = True
+
+    def finish(self) -> None:
+        """Give the signals back, and raise KeyboardInterrupt if one came."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+        if self.received is not None:
+            raise KeyboardInterrupt(self.received)
+
+    def _note(self, number: int, frame: Any) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt(number)
+        self.received = number
 
 
 class MetricsLog(TrainerCallback):

@@ -18,7 +18,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from skipwise.config import TrainingRecipe
 from skipwise.data.collate import SkipCollator
 from skipwise.data.rows import Rows
-from skipwise.train.callbacks import MetricsLog, ProgressLine, StopOnBadLoss
+from skipwise.train.callbacks import MetricsLog, ProgressLine, StopOnBadLoss, StopOnSignal
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,18 +42,19 @@ def train(
     """Train ``model`` in place on ``rows`` and return what it took.
 
     Goes on from the last checkpoint in ``folder`` when there is one. Raises RunError when the loss is not a
-    finite number.
+    finite number, and KeyboardInterrupt, with a checkpoint saved, after ctrl-C or SIGTERM.
     """
     folder.mkdir(parents=True, exist_ok=True)
     last_checkpoint = get_last_checkpoint(str(folder))
     metrics = MetricsLog(folder / "metrics.jsonl", resumed=last_checkpoint is not None)
+    signals = StopOnSignal()
     progress = ProgressLine(title, recipe.rows_per_step * rows.sampler.row_length)
     trainer = Trainer(
         model=model,
         args=_arguments(recipe, folder, seed, next(model.parameters()).device),
         train_dataset=rows,
         data_collator=SkipCollator(),
-        callbacks=[StopOnBadLoss(), metrics, progress],
+        callbacks=[StopOnBadLoss(), metrics, progress, signals],
     )
     trainer.remove_callback(PrinterCallback)  # the progress line says it
     started = time.perf_counter()
@@ -61,6 +62,7 @@ def train(
         trainer.train(resume_from_checkpoint=last_checkpoint)
     finally:
         progress.stop()  # after ctrl-C too: a live line left behind hides the terminal's cursor
+        signals.finish()
     seconds = time.perf_counter() - started
     # Accelerate leaves its autocast around model.forward; what is evaluated and exported must not have it.
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
