@@ -21,7 +21,9 @@ from skipwise.errors import InputError
 from skipwise.files import write_text
 
 SamplerName = Literal["pose", "randpos", "contiguous", "full-length", "cream", "balanced"]
-Interpolation = Literal["linear", "ntk", "yarn", "none"]
+Interpolation = Literal[
+    "linear", "ntk", "abf", "yarn", "ntk-by-parts", "pose-yarn", "llama3", "longrope", "none"
+]
 Content = Literal["uniform", "contiguous", "aligned"]
 
 
@@ -121,9 +123,10 @@ class Recipe(_Section):
     train_length: Tokens | None = Field(None, description="Tokens in a row; empty: the model's own window.")
     allow_longer_rows: bool = Field(False, description="Let train_length exceed the model's window.")
     interpolation: Interpolation = Field("yarn", description="How positions fit the pretrained range.")
-    interpolation_options: dict[str, float] = Field(
+    interpolation_options: dict[str, float | list[float]] = Field(
         {},
-        description="Further keys of the method (yarn: beta_fast, beta_slow, attention_factor; ntk: factor).",
+        description="Further keys of the method, as `skipwise.rope.scaling.OPTIONS` lists them "
+        "(yarn: beta_fast; abf: rope_theta; longrope: long_factor, a list).",
     )
     data: DataRecipe = Field(default_factory=lambda: DataRecipe())
     sampler: SamplerRecipe = Field(default_factory=lambda: SamplerRecipe())

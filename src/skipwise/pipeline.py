@@ -23,7 +23,7 @@ import torch
 import yaml
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from skipwise.config import Recipe, format_length, save_recipe
+from skipwise.config import Interpolation, Recipe, format_length, save_recipe
 from skipwise.data.coverage import coverage
 from skipwise.data.documents import load_documents
 from skipwise.data.passages import Passages, TokenizedDocuments, split_documents, tokenize_documents
@@ -44,6 +44,19 @@ from skipwise.rope import extend_rope, model_window
 from skipwise.train.engine import train
 
 Say = Callable[[str], None]
+
+METHODS: dict[Interpolation, str] = {
+    "linear": "linear",
+    "ntk": "NTK",
+    "abf": "new-base",
+    "yarn": "YaRN",
+    "ntk-by-parts": "NTK-by-parts",
+    "pose-yarn": "PoSE's YaRN",
+    "llama3": "Llama 3",
+    "longrope": "LongRoPE",
+    "none": "no",
+}
+"""The interpolations in the words of the report."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +234,7 @@ def _variants(recipe: Recipe, base: Base, output: Path) -> list[Variant]:
     target = format_length(recipe.target_length)
     config = base.extended_config
     sampler = _sampler(recipe, base)
-    method = {"linear": "linear", "ntk": "NTK", "yarn": "YaRN", "none": "no"}[recipe.interpolation]
+    method = METHODS[recipe.interpolation]
     found = [
         Variant("untouched", "Untouched", "the checkpoint as it was given", None, None, None),
         Variant(

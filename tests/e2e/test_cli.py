@@ -120,6 +120,16 @@ REFUSED = {
         "train_length = 2: must be at least 3 tokens",
     ),
     "unknown interpolation": (extend("--interpolation", "cubic"), "interpolation = 'cubic'"),
+    "option of another interpolation": (
+        extend("--interpolation", "linear", "--interpolation-option", "beta_fast=8"),
+        "interpolation 'linear' has no option 'beta_fast'",
+    ),
+    "option without a value": (extend("--interpolation-option", "beta_fast"), "say KEY=VALUE"),
+    "option that is no number": (extend("--interpolation-option", "beta_fast=big"), "beta_fast"),
+    "list of the wrong length": (
+        extend("--interpolation", "longrope", "--interpolation-option", "long_factor=1,1.5,2"),
+        "long_factor has 3 numbers",
+    ),
     "too many chunks": (extend("--chunks", "129"), "chunks = 129"),
     "uneven batch": (extend("--rows-per-step", "3", "--micro-batch", "2"), "multiple"),
     "two mistakes": (extend("--sampler", "prose", target="12q"), "prose"),

@@ -27,11 +27,11 @@ def ntk(d, base, alpha):
     return plain(d, base) * float(alpha) ** (-2.0 * np.arange(d // 2) / (d - 2))
 
 
-def yarn(d, base, alpha, window, fast=32.0, slow=1.0):
-    """Peng et al. 2023, section 3.2 (NTK-by-parts), with the ramp of its code and of `transformers`.
+def kept_share(d, base, window, fast=32.0, slow=1.0):
+    """Peng et al. 2023, section 3.2 (NTK-by-parts), with the ramp of its code and of `transformers`: g_j.
 
-    A frequency that turns more than ``fast`` times in the window is kept, one that turns fewer than ``slow``
-    times is divided by alpha. The code's ramp is linear in the index of the frequency (the paper's is linear
+    A frequency that turns more than ``fast`` times in the window is kept (1), one that turns fewer than
+    ``slow`` times is interpolated (0). The code's ramp is linear in the index of the frequency (the paper's
     in its number of turns), between the indices that turn ``fast`` and ``slow`` times, rounded outwards.
     """
 
@@ -41,10 +41,41 @@ def yarn(d, base, alpha, window, fast=32.0, slow=1.0):
     low = max(math.floor(index_with(fast)), 0)
     high = min(math.ceil(index_with(slow)), d - 1)
     share = np.array([(j - low) / (high - low) if high > low else float(j > low) for j in range(d // 2)])
-    interpolated = np.clip(share, 0.0, 1.0)
-    return plain(d, base) * ((1 - interpolated) + interpolated / alpha)
+    return 1.0 - np.clip(share, 0.0, 1.0)
+
+
+def yarn(d, base, alpha, window, **ramp):
+    """Peng et al. 2023, equation 19 with the ramp above: theta_j ((1 - g_j) / alpha + g_j)."""
+    g = kept_share(d, base, window, **ramp)
+    return plain(d, base) * ((1 - g) / alpha + g)
+
+
+def pose_yarn(d, base, alpha, window, **ramp):
+    """Zhu et al. 2023, the revised YaRN of its checkpoints: theta_j / ((1 - g_j) alpha + g_j)."""
+    g = kept_share(d, base, window, **ramp)
+    return plain(d, base) / ((1 - g) * alpha + g)
 
 
 def yarn_attention(alpha):
     """Peng et al. 2023, equation 22: cos and sin are scaled by 0.1 ln(alpha) + 1."""
     return 0.1 * math.log(alpha) + 1.0
+
+
+def llama3(d, base, factor, window, low=1.0, high=4.0):
+    """Llama 3.1: waves shorter than window / high kept, longer than window / low divided, blended between."""
+    found = []
+    for frequency in plain(d, base):
+        turns = window * frequency / (2 * math.pi)
+        kept = min(max((turns - low) / (high - low), 0.0), 1.0)
+        found.append((1 - kept) * frequency / factor + kept * frequency)
+    return np.array(found)
+
+
+def longrope(d, base, factors):
+    """Ding et al. 2024, equation 2: theta_j / lambda_j."""
+    return plain(d, base) / np.asarray(factors)
+
+
+def longrope_attention(alpha, window):
+    """Ding et al. 2024, section 3: sqrt(1 + ln(alpha) / ln(window))."""
+    return math.sqrt(1 + math.log(alpha) / math.log(window))

@@ -75,7 +75,7 @@ def test_lengths_in_a_recipe():
         ({"target_length": "1.5k"}, ("target_length = '1.5k'", "valid integer")),
         ({"target_length": 0}, ("target_length = 0", "greater than or equal to 1")),
         ({"evaluation": {"lengths": ["1k", "x"]}}, ("evaluation.lengths.1 = 'x'", "valid integer")),
-        ({"interpolation": "dynamic"}, ("interpolation = 'dynamic'", "'linear', 'ntk', 'yarn' or 'none'")),
+        ({"interpolation": "dynamic"}, ("interpolation = 'dynamic'", "'linear', 'ntk', 'abf', 'yarn'")),
         (
             {"training": {"rows_per_step": 7, "micro_batch": 3}},
             ("training.rows_per_step = 7: must be a multiple of training.micro_batch = 3",),

@@ -1,4 +1,4 @@
-"""The command line: ``skipwise extend``, ``skipwise coverage`` and ``skipwise demo``."""
+"""The command line: ``skipwise demo``, ``extend``, ``coverage`` and ``convert``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from skipwise.cli.convert import convert
 from skipwise.cli.coverage import coverage
 from skipwise.cli.reporting import one_line_errors
 
@@ -73,7 +74,19 @@ def extend(
     allow_longer_rows: Annotated[
         bool, typer.Option("--allow-longer-rows", help="Let --train-length exceed the model's window.")
     ] = False,
-    interpolation: Annotated[str, typer.Option(help="linear, ntk, yarn or none.")] = "yarn",
+    interpolation: Annotated[
+        str,
+        typer.Option(
+            help="linear, ntk, abf, yarn, ntk-by-parts, pose-yarn, llama3, longrope or none (window only)."
+        ),
+    ] = "yarn",
+    interpolation_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="More of the interpolation, such as rope_theta=1e6 (abf); commas make a list (longrope).",
+        ),
+    ] = None,
     sampler: Annotated[
         str,
         typer.Option(
@@ -127,6 +140,7 @@ def extend(
                 "train_length": train_length,
                 "allow_longer_rows": allow_longer_rows,
                 "interpolation": interpolation,
+                "interpolation_options": _options(interpolation_option or []),
                 "data": {
                     "files": [*(data or ()), *(more_data or ())],
                     "text_column": text_column,
@@ -158,8 +172,22 @@ def extend(
 
 
 app.command()(coverage)
+app.command()(convert)
 
 _GO_ON = "; the same command again goes on from what was saved"
+
+
+def _options(given: list[str]) -> dict[str, str | list[str]]:
+    """``["beta_fast=16", "long_factor=1,1.5"]`` by name; the recipe makes numbers of the values."""
+    from skipwise.errors import InputError
+
+    found: dict[str, str | list[str]] = {}
+    for each in given:
+        name, equals, value = each.partition("=")
+        if not equals:
+            raise InputError(f"--interpolation-option {each}: say KEY=VALUE, such as beta_fast=16")
+        found[name] = value.split(",") if "," in value else value
+    return found
 
 
 def _start(output: Path, fresh: bool) -> None:

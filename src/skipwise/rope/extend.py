@@ -1,0 +1,123 @@
+"""`extend_rope`: refuse what would mislead, scale each group of layers, build the config anew."""
+
+from __future__ import annotations
+
+import copy
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import PretrainedConfig
+
+from skipwise.config import Interpolation
+from skipwise.errors import InputError
+from skipwise.rope.reading import (
+    Groups,
+    frequencies_under,
+    groups_of,
+    has_window,
+    model_window,
+    text_config,
+    with_text,
+)
+from skipwise.rope.scaling import Options, Step, check_options
+
+_REFUSED = {
+    "deepseek_v4": "lets later tokens change earlier ones, so training on it would teach nothing sound",
+    "minimax_m3_vl_text": "fails in transformers' own forward pass on rows with skipped positions",
+}
+"""Model types for which no config helps, each with its reason."""
+
+
+def extend_rope(
+    config: PretrainedConfig, target_length: int, method: Interpolation, options: Options | None = None
+) -> PretrainedConfig:
+    """A new config whose window is ``target_length`` tokens; ``config`` is left as it is.
+
+    ``options`` are those of `skipwise.rope.scaling.OPTIONS`, under `transformers`' names: ``beta_fast`` and
+    ``beta_slow`` are the ramp's ends in rotations over the original window (32 and 1), ``long_factor`` and
+    ``short_factor`` lists of d / 2 numbers, ``factor`` another alpha than target / window. At the model's own
+    window nothing changes, whatever the method. A config of several parts is extended in its text.
+
+    Raises InputError for a target below the window, options the method does not have, a model without RoPE,
+    and one for which skipped positions or this method would mislead.
+    """
+    text = text_config(config)
+    if text is not config:
+        extended = extend_rope(text, target_length, method, options)
+        return type(config).from_dict(config.to_dict() | with_text(config, extended.to_dict()))
+    window = model_window(config)
+    if target_length < window:
+        raise InputError(f"target length {target_length} is below the model's window of {window} tokens")
+    check_options(method, options or {})
+    _check_family(config, target_length)
+    if target_length == window:
+        return copy.deepcopy(config)
+    groups = groups_of(config)
+    to_scale = {name: own for name, own in groups.items() if not has_window(name)}
+    if not to_scale:
+        raise InputError(
+            f"{config.model_type} has positions only within sliding windows: there is nothing to interpolate"
+        )
+    for name, own in to_scale.items():
+        frequencies_under(config, name, own)  # refuses parameters that no layer reads (BLT's)
+    told = dict(options or {})
+    steps = {name: Step(config, name, own, target_length, method, told) for name, own in to_scale.items()}
+    reason = "no other type can say it"
+    for form in (Step.native, Step.per_dimension, Step.per_dimension_with_mscale):
+        scaled = {name: form(step) for name, step in steps.items()}
+        known = {name: own for name, own in scaled.items() if own is not None}
+        if len(known) == len(scaled):
+            try:
+                return _build(config, target_length, known)
+            except (StrictDataclassError, KeyError, RuntimeError, TypeError, ValueError) as error:
+                reason = str(error.__cause__ or error)
+    raise InputError(f"{config.model_type}'s config does not accept {method!r}: {reason}")
+
+
+def _build(config: PretrainedConfig, target_length: int, scaled: Groups) -> PretrainedConfig:
+    """The config with these parameters; ValueError, or what its class raises, if it does not take them."""
+    values = config.to_dict()
+    values[config.attribute_map.get("max_position_embeddings", "max_position_embeddings")] = target_length
+    values["rope_parameters"] = scaled[None] if None in scaled else config.rope_parameters | scaled
+    if "head_dim" in values:  # stock yarn and longrope fail on None (Mixtral, MiniMax)
+        values["head_dim"] = values["head_dim"] or config.hidden_size // config.num_attention_heads
+    original = (scaled.get(None) or {}).get("original_max_position_embeddings")
+    if original and "original_max_position_embeddings" in values:  # Phi-3: this one wins
+        values["original_max_position_embeddings"] = original
+    built = type(config).from_dict(copy.deepcopy(values))
+    found = groups_of(built)
+    for name, wanted in scaled.items():
+        if not found[name].items() >= wanted.items():
+            raise ValueError(f"it makes {found[name]['rope_type']} of {wanted['rope_type']}")
+    return built
+
+
+def _check_family(config: PretrainedConfig, target_length: int) -> None:
+    """InputError, with the reason, where skipped positions would mislead."""
+    kind, groups = config.model_type, groups_of(config)
+    if kind in _REFUSED:
+        raise InputError(f"{kind} {_REFUSED[kind]}")
+    if getattr(config, "alibi", False):
+        raise InputError(f"{kind} has ALiBi, no rotary position embeddings (RoPE): it cannot be extended so")
+    if not any(groups.values()):
+        raise InputError(f"{kind} has no rotary position embeddings (RoPE): its window cannot be extended so")
+    for own in groups.values():
+        if own["rope_type"] not in ("default", "linear", "yarn", "llama3", "longrope", "proportional"):
+            raise InputError(
+                f"this checkpoint's RoPE is of rope_type {own['rope_type']!r}, no fixed frequencies to start "
+                "from: write the rope_type it was trained with into its config.json"
+            )
+    window = _sliding_window(config)
+    if window is not None and window < target_length:
+        raise InputError(
+            f"{kind} attends within a sliding window of {window} tokens, cut by index and not by position, "
+            "which is not supported yet for rows with skipped positions"
+        )
+
+
+def _sliding_window(config: PretrainedConfig) -> int | None:
+    """The window of the layers that do not attend to everything, if there are such layers."""
+    window = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
+    layer_types = getattr(config, "layer_types", None)
+    if layer_types is not None:
+        return window if set(layer_types) - {"full_attention"} else None
+    return window if getattr(config, "use_sliding_window", True) else None
