@@ -19,6 +19,8 @@ from skipwise.data.collate import SkipCollator
 from skipwise.data.cream import Cream
 from skipwise.data.mixture import Mixture
 from skipwise.data.skips import Contiguous, PoSE, RandPos
+from skipwise.models.gptj import as_phi
+from skipwise.models.repairs import repair
 from skipwise.rope import extend_rope
 
 TRAIN, TARGET, VOCABULARY = 11, 53, 97
@@ -182,3 +184,94 @@ def test_with_other_positions_the_oracle_does_not_hold(family):
     with torch.no_grad():
         wrong, long = row_logits(model, batch, position_ids=shifted), long_row_logits(model, batch)
     assert largest_difference(wrong, long) > 1e-3
+
+
+SPAN = 13
+"""Tokens that a windowed layer sees: more than the row has, and far less than the target."""
+
+TOKENS = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+MIXED = {"num_key_value_heads": 1, "layer_types": ["sliding_attention", "full_attention"]}
+WINDOWED = {
+    "mistral": {"num_key_value_heads": 1},
+    "phi3": {"num_key_value_heads": 1},
+    "starcoder2": {"num_key_value_heads": 1},
+    "qwen2": {**MIXED, "use_sliding_window": True},
+    "qwen3": {**MIXED, "use_sliding_window": True, "head_dim": 24},
+    "gemma2": {**MIXED, "head_dim": 24, "attn_implementation": "eager"},
+    "gemma3_text": {**MIXED, "head_dim": 24},
+    "olmo3": MIXED,
+    "smollm3": {**MIXED, "use_sliding_window": True},
+    "exaone4": MIXED,
+    "llama4_text": {
+        "num_key_value_heads": 1,
+        "layer_types": ["chunked_attention", "full_attention"],
+        "attention_chunk_size": SPAN,
+        "num_local_experts": 2,
+        "moe_layers": [],  # experts compute in float32 at most
+        "intermediate_size_mlp": 40,
+        "head_dim": 24,
+    },
+}
+
+
+def windowed_model(family):
+    """A stock model whose windows are much shorter than its target."""
+    own = {"max_position_embeddings": TARGET, "sliding_window": SPAN, "attn_implementation": "sdpa"}
+    config = AutoConfig.for_model(family, **(SIZES | TOKENS | own | WINDOWED[family]))
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    if (
+        model.config._attn_implementation == "sdpa"
+    ):  # eager's masks of float64 overflow in its float32 softmax
+        model = model.double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(std=0.3)
+    return model
+
+
+@pytest.mark.parametrize("sampler", ["N=2", "N=3", "N=train"])
+@pytest.mark.parametrize("family", WINDOWED)
+def test_windows_cut_by_position_restore_the_oracle(family, sampler):
+    model, batch = windowed_model(family), batch_of(SAMPLERS[sampler], range(4))
+    bound = BOUND if model.dtype == torch.float64 else 5e-5
+    with torch.no_grad():
+        long, by_index = long_row_logits(model, batch), row_logits(model, batch)
+        assert "cut by position" in " ".join(repair(model))
+        found = row_logits(model, batch)
+    assert largest_difference(found, long) < bound
+    assert largest_difference(by_index, long) > 1e-2  # what the repair is for
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_:FutureWarning")
+@pytest.mark.parametrize("family", ["mistral", "qwen2", "llama4_text"])
+def test_windows_also_in_training_with_gradient_checkpointing(family):
+    model, batch = windowed_model(family), batch_of(SAMPLERS["N=2"], range(4))
+    weights = torch.randn(4, TRAIN, VOCABULARY, generator=torch.Generator().manual_seed(3)).double()
+    wanted = gradients(model, long_row_logits(model, batch), weights)
+    repair(model)
+    model.train()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    found = gradients(model, row_logits(model, batch), weights)
+    assert largest_difference(found, wanted) < BOUND * float(wanted.abs().max())
+
+
+@pytest.mark.parametrize("sampler", ["N=1", "N=2", "N=3", "randpos"])
+@pytest.mark.parametrize("family", ["gptj", "codegen"])
+def test_families_with_a_table_of_angles(family, sampler):
+    """The long row goes through the stock classes, whose table has a row for every position of the target."""
+    sizes = {"n_embd": 40, "n_head": 4, "rotary_dim": 6, "n_layer": 2, "n_ctx": TARGET}
+    config = AutoConfig.for_model(
+        family, vocab_size=VOCABULARY, n_positions=TARGET, bos_token_id=0, eos_token_id=0, **sizes
+    )
+    torch.manual_seed(1)
+    stock = AutoModelForCausalLM.from_config(config, attn_implementation="eager").double().eval()
+    with torch.no_grad():
+        for parameter in stock.parameters():
+            parameter.normal_(std=0.3)
+    model, batch = as_phi(stock, config, "sdpa").eval(), batch_of(SAMPLERS[sampler], range(4))
+    with torch.no_grad():
+        row, long = row_logits(model, batch), long_row_logits(stock, batch)
+    assert largest_difference(row, long) < 1e-4  # the stock classes attend in float32: observed 2e-6
+    assert row.std() > 0.1

@@ -19,6 +19,8 @@ from transformers import (
 )
 
 from skipwise.errors import InputError
+from skipwise.models.gptj import TABLE_FAMILIES, as_phi, with_small_table
+from skipwise.models.repairs import repair
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +79,31 @@ def load_model(
 ) -> PreTrainedModel:
     """The model with its weights in ``dtype``, under ``config`` if one is given.
 
-    ``from_pretrained`` casts the weights and leaves the rotary frequencies in float32; ``model.to(dtype)``
-    would round them. Raises InputError when weights are missing or of another shape than the config says:
-    `transformers` would go on with random ones.
+    A GPT-J or CodeGen checkpoint becomes the Phi model that computes the same (`skipwise.models.gptj`).
+    The rotary frequencies stay in float32 and windows are cut by position (`skipwise.models.repairs`). Raises
+    InputError when weights are missing or of another shape than the config says (`transformers` would go on
+    with random ones), and for windows that ``attention`` cannot cut by position.
     """
-    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention}
-    if config is not None:
-        options["config"] = config
+    config = config or load_config(checkpoint)
+    model: PreTrainedModel
+    if config.model_type in TABLE_FAMILIES:
+        model = as_phi(_weights(checkpoint, with_small_table(config), dtype, "eager"), config, attention)
+    else:
+        model = _weights(checkpoint, config, dtype, attention)
+    repair(model)
+    model.config.use_cache = False
+    if gradient_checkpointing:
+        # transformers 5.23 renamed it
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
+    return torch.nn.Module.to(model, device)
+
+
+def _weights(
+    checkpoint: Checkpoint, config: PretrainedConfig, dtype: torch.dtype, attention: str
+) -> PreTrainedModel:
+    """The model of ``config`` with every one of its weights read from the checkpoint."""
+    options: dict[str, Any] = {"config": config, "dtype": dtype, "attn_implementation": attention}
     if checkpoint.gguf_file:
         options |= _dequantize()
     else:
@@ -97,12 +117,7 @@ def load_model(
             f"{checkpoint.path}: its weights are not those of its config: {absent[0]} is missing or has "
             f"another shape ({len(absent)} such)"
         )
-    model.config.use_cache = False
-    if gradient_checkpointing:
-        # transformers 5.23 renamed it
-        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
-        enable({"use_reentrant": False})
-    return torch.nn.Module.to(model, device)
+    return model
 
 
 def _load(loader: Any, checkpoint: Checkpoint, **options: Any) -> Any:
@@ -110,6 +125,9 @@ def _load(loader: Any, checkpoint: Checkpoint, **options: Any) -> Any:
         return loader.from_pretrained(checkpoint.name, **checkpoint.arguments, **options)
     except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        attention = options.get("attn_implementation")
+        if attention and "does not support" in reason:  # with a link to the tracker of transformers
+            reason = f"its family has no {attention} attention in transformers: set attention to eager"
         raise InputError(f"{checkpoint.path} cannot be loaded: {reason}") from error
 
 

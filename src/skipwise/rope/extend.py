@@ -48,7 +48,7 @@ def extend_rope(
     if target_length < window:
         raise InputError(f"target length {target_length} is below the model's window of {window} tokens")
     check_options(method, options or {})
-    _check_family(config, target_length)
+    _check_family(config)
     if target_length == window:
         return copy.deepcopy(config)
     groups = groups_of(config)
@@ -91,7 +91,7 @@ def _build(config: PretrainedConfig, target_length: int, scaled: Groups) -> Pret
     return built
 
 
-def _check_family(config: PretrainedConfig, target_length: int) -> None:
+def _check_family(config: PretrainedConfig) -> None:
     """InputError, with the reason, where skipped positions would mislead."""
     kind, groups = config.model_type, groups_of(config)
     if kind in _REFUSED:
@@ -106,18 +106,3 @@ def _check_family(config: PretrainedConfig, target_length: int) -> None:
                 f"this checkpoint's RoPE is of rope_type {own['rope_type']!r}, no fixed frequencies to start "
                 "from: write the rope_type it was trained with into its config.json"
             )
-    window = _sliding_window(config)
-    if window is not None and window < target_length:
-        raise InputError(
-            f"{kind} attends within a sliding window of {window} tokens, cut by index and not by position, "
-            "which is not supported yet for rows with skipped positions"
-        )
-
-
-def _sliding_window(config: PretrainedConfig) -> int | None:
-    """The window of the layers that do not attend to everything, if there are such layers."""
-    window = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
-    layer_types = getattr(config, "layer_types", None)
-    if layer_types is not None:
-        return window if set(layer_types) - {"full_attention"} else None
-    return window if getattr(config, "use_sliding_window", True) else None

@@ -140,6 +140,18 @@ def test_pickled_weights_are_refused(saved, make_model):
     one_line(error)
 
 
+def test_an_attention_that_a_family_lacks_is_named(make_model, tmp_path):
+    make_model(
+        "gpt_oss", attn_implementation="eager", num_local_experts=2, num_experts_per_tok=1
+    ).save_pretrained(tmp_path)
+    with pytest.raises(
+        InputError, match="no sdpa attention in transformers: set attention to eager"
+    ) as error:
+        load_model(find_checkpoint(str(tmp_path)))
+    one_line(error)
+    assert load_model(find_checkpoint(str(tmp_path)), attention="eager").config.model_type == "gpt_oss"
+
+
 def test_broken_config_is_named(saved):
     (saved / "config.json").write_text("{ not json")
     with pytest.raises(InputError, match="cannot be loaded") as error:

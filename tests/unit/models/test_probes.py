@@ -3,21 +3,23 @@ import torch
 
 from skipwise.errors import RunError
 from skipwise.models.probes import check, probe
+from skipwise.models.repairs import repair
 from skipwise.rope import extend_rope
 
-CUT, LEAK, IGNORED, NOT_ONE_BY_ONE, ANGLES = (
+CUT, LEAK, IGNORED, NOT_ONE_BY_ONE, ORACLE, ANGLES = (
     "the attention mask cuts the row",
     "the attention is not causal",
     "the model ignores position_ids",
     "positions are not used one by one",
+    "a row is not the long row with its skipped tokens masked out",
     "rotary angles at the target are off",
 )
 
 
 def failures(model, target_length=4096):
-    """Which of the five sentences the probes say, and nothing but these."""
+    """Which of the six sentences the probes say, and nothing but these."""
     found = probe(model, target_length).failures()
-    known = [CUT, LEAK, IGNORED, NOT_ONE_BY_ONE, ANGLES]
+    known = [CUT, LEAK, IGNORED, NOT_ONE_BY_ONE, ORACLE, ANGLES]
     said = [sentence for sentence in known if any(sentence in each for each in found)]
     assert len(said) == len(found)
     return said
@@ -118,6 +120,82 @@ def test_positions_rounded_as_tf32_does(make_model):
 
     assert failures(change_positions(make_model(), ten_bits), 2048) == []
     assert failures(change_positions(make_model(), ten_bits), 131072) == [ANGLES]
+
+
+MIXED = {"layer_types": ["sliding_attention", "full_attention"], "num_key_value_heads": 1, "head_dim": 16}
+
+
+@pytest.mark.parametrize("window", [48, 63])
+def test_windows_cut_by_index(make_model, window):
+    # Longer than any row of the probes: they are made short for a moment.
+    model = make_model("gemma3_text", **MIXED, sliding_window=window)
+    assert failures(model) == [ORACLE]
+    assert {layer.self_attn.sliding_window for layer in model.model.layers} == {window, None}
+    assert model.config.sliding_window == window
+    repair(model)
+    assert failures(model) == []
+
+
+def test_windows_that_are_off_by_one(make_model):
+    model = make_model("gemma3_text", **MIXED, sliding_window=48)
+    repair(model)
+
+    def widen(decoder, args, inputs):
+        mask = inputs["attention_mask"]["sliding_attention"]
+        inputs["attention_mask"]["sliding_attention"] = mask | mask.roll(-1, dims=-1).tril()
+        return args, inputs
+
+    model.model.register_forward_pre_hook(widen, with_kwargs=True)
+    assert failures(model) == [ORACLE]
+
+
+def test_layers_that_run_through_the_row_token_by_token(make_model):
+    # A layer that is no attention sees the filler of the long row, or its absence.
+    model = make_model()
+    mlp = model.model.layers[0].mlp
+    original = mlp.forward
+    mlp.forward = lambda x: original(x) + x.cumsum(dim=1)
+    assert failures(model) == [ORACLE]
+
+
+@pytest.mark.parametrize("window", [48, 12])
+def test_a_model_of_windows_alone_is_probed_within_their_sight(make_model, window):
+    model = make_model("mistral", sliding_window=window, num_key_value_heads=1)
+    repair(model)
+    report = check(model, 4096)
+    assert report.reaches > 1e-3
+
+
+def test_dropout_inside_functions_is_silenced(make_model):
+    model = make_model("seed_oss", attention_dropout=0.3, residual_dropout=0.3, num_key_value_heads=2)
+    check(model, 4096)
+    assert model.model.layers[0].self_attn.attention_dropout == 0.3
+
+
+def test_rounding_in_groups_of_tokens_is_no_leak(make_model):
+    model = make_model()
+    original = model.lm_head.forward
+    model.lm_head.forward = lambda x: original(x) + 1e-6 * x.sum()
+    report = check(model, 4096)
+    assert report.leaks > 0
+
+
+@pytest.mark.parametrize("layer_type", ["sliding_attention", "full_attention"])
+def test_rounded_frequencies_of_one_layer_type(make_model, layer_type):
+    model = make_model("gemma3_text", **MIXED, sliding_window=48)
+    repair(model)
+    frequencies = getattr(model.model.rotary_emb, f"{layer_type}_inv_freq")
+    frequencies.copy_(frequencies.bfloat16())
+    assert failures(model, 131072) == [ANGLES]
+
+
+@pytest.mark.parametrize("family", ["cohere", "llama4_text"])
+def test_angles_side_by_side_or_as_complex_numbers(make_model, family):
+    sizes = {"num_local_experts": 2, "pad_token_id": 0, "head_dim": 16, "num_key_value_heads": 2}
+    model = make_model(family, **(sizes if family == "llama4_text" else {}))
+    assert failures(model, 131072) == []
+    model.to(torch.bfloat16).to(torch.float32)
+    assert failures(model, 131072) == [ANGLES]
 
 
 def test_every_failure_is_said_in_one_error(make_model):
