@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from skipwise.errors import RunError
 from skipwise.files import whole_folder, write_json
-from skipwise.rope import legacy_rope_keys, model_window
+from skipwise.rope import legacy_rope_keys, model_window, text_config
 
 
 def export_checkpoint(
@@ -56,7 +56,7 @@ def _check_same_logits(model: PreTrainedModel, folder: Path) -> None:
         folder, dtype=model.dtype, attn_implementation=attention, trust_remote_code=False
     )
     torch.nn.Module.to(reloaded, model.device)
-    count = min(16, model.config.vocab_size)
+    count = min(16, text_config(model.config).vocab_size)
     tokens = torch.arange(count, device=model.device)[None]
     far = model_window(model.config) - count
     position_ids = tokens + torch.tensor([far], device=model.device)

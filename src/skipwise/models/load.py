@@ -10,6 +10,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -95,7 +96,12 @@ def load_model(
     if gradient_checkpointing:
         # transformers 5.23 renamed it
         enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
-        enable({"use_reentrant": False})
+        try:
+            enable({"use_reentrant": False})
+        except ValueError as error:
+            raise InputError(
+                f"{model.config.model_type} has no gradient checkpointing in transformers: leave it off"
+            ) from error
     return torch.nn.Module.to(model, device)
 
 
@@ -116,6 +122,11 @@ def _weights(
         raise InputError(
             f"{checkpoint.path}: its weights are not those of its config: {absent[0]} is missing or has "
             f"another shape ({len(absent)} such)"
+        )
+    if type(model.config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise InputError(
+            f"{checkpoint.path}: its language model ({model.config.model_type}) is part of a larger model "
+            "and cannot be saved as a checkpoint of its own"
         )
     return model
 

@@ -20,6 +20,7 @@ from skipwise.errors import RunError
 from skipwise.models.gptj import TABLE_FAMILIES
 from skipwise.models.repairs import rotary_modules
 from skipwise.models.windows import SPANS, decoder_of, windowed_layers
+from skipwise.rope import text_config
 
 CHUNK = 8
 """Tokens in each of the two chunks of a probe row."""
@@ -94,7 +95,7 @@ def check(model: PreTrainedModel, target_length: int) -> ProbeReport:
 def probe(model: PreTrainedModel, target_length: int) -> ProbeReport:
     """Run every probe on ``model`` and return what was found."""
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(0, model.config.vocab_size, (1, 2 * CHUNK), generator=generator).to(model.device)
+    tokens = torch.randint(0, _vocabulary(model), (1, 2 * CHUNK), generator=generator).to(model.device)
     far = max(target_length - 2 * CHUNK, 1)
     near = int(min(far // 2, max(_sight(model) - CHUNK - 1, 0)))
     angle_error, angle_bound = _angles(model, target_length)  # first: it names a model without RoPE
@@ -171,8 +172,13 @@ def _logits(model: PreTrainedModel, tokens: torch.Tensor, skip: int) -> torch.Te
 
 def _change(model: PreTrainedModel, tokens: torch.Tensor, index: int) -> torch.Tensor:
     changed = tokens.clone()
-    changed[0, index] = (changed[0, index] + model.config.vocab_size // 2) % model.config.vocab_size
+    size = _vocabulary(model)
+    changed[0, index] = (changed[0, index] + size // 2) % size
     return changed
+
+
+def _vocabulary(model: PreTrainedModel) -> int:
+    return int(text_config(model.config).vocab_size)
 
 
 def _largest(difference: torch.Tensor) -> float:
@@ -181,7 +187,7 @@ def _largest(difference: torch.Tensor) -> float:
 
 def _oracle(model: PreTrainedModel, tokens: torch.Tensor, skip: int) -> float:
     """Relative difference of a row with ``skip`` from its long row: filler at the skipped places, masked."""
-    filler = torch.full((1, skip), model.config.vocab_size - 1, device=tokens.device)
+    filler = torch.full((1, skip), _vocabulary(model) - 1, device=tokens.device)
     long = torch.cat((tokens[:, :CHUNK], filler, tokens[:, CHUNK:]), dim=1)
     mask = torch.ones_like(long)
     mask[:, CHUNK : CHUNK + skip] = 0
@@ -230,11 +236,16 @@ def _angle_error(rotary: Any, positions: torch.Tensor, layer_type: str | None) -
     which = (layer_type,) if layer_type else ()
     fresh = type(rotary)(rotary.config).to(positions.device)  # a buffer that was cast differs from its own
     probe = torch.zeros(1, dtype=torch.float32, device=positions.device)
-    fresh(probe, positions[None], *which)  # LongRoPE chooses its set in the forward pass
+    places = positions[None]
+    try:
+        fresh(probe, places, *which)  # LongRoPE chooses its set in the forward pass
+    except IndexError:  # three axes, of which text moves along all alike (Qwen 3.5 before 5.23)
+        places = places.expand(3, 1, -1)
+        fresh(probe, places, *which)
     prefix = f"{layer_type}_" if layer_type else ""
     scale = float(getattr(rotary, f"{prefix}attention_scaling"))
     angles = positions.double()[:, None] * getattr(fresh, f"{prefix}inv_freq").double()
-    found = rotary(probe, positions[None], *which)
+    found = rotary(probe, places, *which)
     cos, sin = (found.real, found.imag) if isinstance(found, torch.Tensor) else found
     half = angles.shape[-1]
     errors = []

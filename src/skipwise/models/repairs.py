@@ -72,10 +72,11 @@ def rotary_modules(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
 
 def _restore(rotary: torch.nn.Module) -> bool:
     """Fresh buffers, and True, where they are not what the config says."""
-    exact = {name: buffer.cpu() for name, buffer in type(rotary)(rotary.config).named_buffers()}
+    now = dict(rotary.named_buffers())
+    fresh = type(rotary)(rotary.config).named_buffers()
+    exact = {name: buffer.cpu() for name, buffer in fresh if name in now}  # one may have been renamed (CWM)
     changing = any(each in str(getattr(rotary, "rope_type", "")) for each in ("longrope", "dynamic"))
     telling = [name for name in exact if name.endswith("original_inv_freq") or not changing]
-    now = dict(rotary.named_buffers())
     if all(
         now[name].dtype == torch.float32 and torch.equal(now[name].cpu(), exact[name]) for name in telling
     ):

@@ -89,9 +89,12 @@ def groups_of(config: PretrainedConfig) -> Groups:
 
 
 def text_config(config: PretrainedConfig) -> PretrainedConfig:
-    """The part of the config that describes the language model; the config itself where it has no parts."""
+    """The part of the config that describes the language model; the config itself where it has no parts.
+
+    (For encoder-decoder models `transformers` makes up a config of the decoder that is no part of theirs.)
+    """
     text: PretrainedConfig = config.get_text_config(decoder=True)
-    return text
+    return text if any(getattr(config, name) is text for name in config.sub_configs) else config
 
 
 def with_text(config: PretrainedConfig, values: Parameters) -> Parameters:
