@@ -1,4 +1,4 @@
-"""The command line: ``skipwise demo``, ``extend``, ``coverage`` and ``convert``."""
+"""The command line: ``skipwise demo``, ``extend``, ``check``, ``convert`` and ``coverage``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from skipwise.cli.check import check
 from skipwise.cli.convert import convert
 from skipwise.cli.coverage import coverage
 from skipwise.cli.reporting import one_line_errors
@@ -171,8 +172,9 @@ def extend(
         _extend(recipe, folder)
 
 
-app.command()(coverage)
+app.command()(check)
 app.command()(convert)
+app.command()(coverage)
 
 _GO_ON = "; the same command again goes on from what was saved"
 

@@ -236,16 +236,16 @@ def _angle_error(rotary: Any, positions: torch.Tensor, layer_type: str | None) -
     which = (layer_type,) if layer_type else ()
     fresh = type(rotary)(rotary.config).to(positions.device)  # a buffer that was cast differs from its own
     probe = torch.zeros(1, dtype=torch.float32, device=positions.device)
-    places = positions[None]
+    ids = positions[None]
     try:
-        fresh(probe, places, *which)  # LongRoPE chooses its set in the forward pass
+        fresh(probe, ids, *which)  # LongRoPE chooses its set in the forward pass
     except IndexError:  # three axes, of which text moves along all alike (Qwen 3.5 before 5.23)
-        places = places.expand(3, 1, -1)
-        fresh(probe, places, *which)
+        ids = ids.expand(3, 1, -1)
+        fresh(probe, ids, *which)
     prefix = f"{layer_type}_" if layer_type else ""
     scale = float(getattr(rotary, f"{prefix}attention_scaling"))
     angles = positions.double()[:, None] * getattr(fresh, f"{prefix}inv_freq").double()
-    found = rotary(probe, places, *which)
+    found = rotary(probe, ids, *which)
     cos, sin = (found.real, found.imag) if isinstance(found, torch.Tensor) else found
     half = angles.shape[-1]
     errors = []
