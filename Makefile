@@ -24,11 +24,14 @@ $(VENV)/installed-dev: $(VENV)/installed
 demo: setup
 	$(BIN)/skipwise demo --output runs/demo
 
+# Two processes, each test file whole in one of them: its fixtures are made once.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 # The fast tests at the lower end of the supported `transformers` range, laid over the same environment.
 OLDEST := .oldest
@@ -39,7 +42,7 @@ $(OLDEST)/installed: $(VENV)/installed-dev
 	touch $@
 
 test-oldest: $(OLDEST)/installed
-	PYTHONPATH=$(OLDEST) $(BIN)/python -m pytest -m 'not slow'
+	PYTHONPATH=$(OLDEST) $(PYTEST) -m 'not slow'
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
