@@ -17,10 +17,11 @@ float16 under `eager` may overflow, `sdpa` accumulates in float32.
 from __future__ import annotations
 
 import copy
-import math
 
 import torch
 from transformers import PhiConfig, PhiForCausalLM, PretrainedConfig, PreTrainedModel
+
+from skipwise.rope import rotary_share
 
 TABLE_FAMILIES = ("gptj", "codegen")
 """Model types whose angles come from a table."""
@@ -58,7 +59,7 @@ def phi_config(config: PretrainedConfig) -> PhiConfig:
     head_size = config.n_embd // config.n_head
     rope = {"rope_type": "default", "rope_theta": 10000.0}  # the base is fixed in both families
     rope |= getattr(config, "rope_parameters", None) or {}
-    rope["partial_rotary_factor"] = _share(config.rotary_dim or head_size, head_size)
+    rope["partial_rotary_factor"] = rotary_share(config.rotary_dim or head_size, head_size)
     return PhiConfig(
         vocab_size=config.vocab_size,
         hidden_size=config.n_embd,
@@ -135,9 +136,3 @@ def _halves(weight: torch.Tensor, heads: int, rotary: int) -> torch.Tensor:
     """Rows of each head reordered from rotated pairs side by side to rotated halves; the rest stays."""
     each = weight.unflatten(0, (heads, -1))
     return torch.cat((each[:, :rotary:2], each[:, 1:rotary:2], each[:, rotary:]), dim=1).flatten(0, 1)
-
-
-def _share(rotary: int, head_size: int) -> float:
-    """The factor from which Phi gets ``rotary`` back, which rounds ``head_size * factor`` down."""
-    factor = rotary / head_size
-    return factor if int(head_size * factor) == rotary else math.nextafter(factor, 1.0)

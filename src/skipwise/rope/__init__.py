@@ -41,6 +41,14 @@ length would be taught frequencies that the target length never uses. Where only
 
 from skipwise.rope.extend import extend_rope
 from skipwise.rope.legacy import legacy_rope_keys
-from skipwise.rope.reading import frequencies, model_window, rotary_size, text_config
+from skipwise.rope.reading import frequencies, model_window, rotary_share, rotary_size, text_config
 
-__all__ = ["extend_rope", "frequencies", "legacy_rope_keys", "model_window", "rotary_size", "text_config"]
+__all__ = [
+    "extend_rope",
+    "frequencies",
+    "legacy_rope_keys",
+    "model_window",
+    "rotary_share",
+    "rotary_size",
+    "text_config",
+]

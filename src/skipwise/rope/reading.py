@@ -51,6 +51,12 @@ def rotary_size(config: PretrainedConfig, layer_type: str | None = None) -> int:
     return 2 * len(frequencies(config, layer_type)[0])
 
 
+def rotary_share(rotary: int, head_size: int) -> float:
+    """The ``partial_rotary_factor`` that gives ``rotary`` dimensions, where `transformers` rounds down."""
+    share = rotary / head_size
+    return share if int(head_size * share) == rotary else math.nextafter(share, 1.0)
+
+
 def frequencies_under(
     config: PretrainedConfig, layer_type: str | None, parameters: Parameters
 ) -> tuple[list[float], float]:
@@ -78,10 +84,7 @@ def groups_of(config: PretrainedConfig) -> Groups:
     """The model's RoPE parameters by layer type, or under None where one set serves all layers."""
     own = getattr(config, "rope_parameters", None)
     if not own and getattr(config, "rotary_dim", None):  # GPT-J, CodeGen: a table, with a fixed base
-        head = config.hidden_size // config.num_attention_heads
-        share = config.rotary_dim / head
-        if int(head * share) < config.rotary_dim:  # transformers rounds down
-            share = math.nextafter(share, 1.0)
+        share = rotary_share(config.rotary_dim, config.hidden_size // config.num_attention_heads)
         return {None: {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": share}}
     own = copy.deepcopy(own or {})
     nested = {name: each for name, each in own.items() if isinstance(each, dict)}
