@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -23,6 +25,9 @@ from skipwise.files import write_text
 SamplerName = Literal["pose", "randpos", "contiguous", "full-length", "cream", "balanced"]
 Interpolation = Literal[
     "linear", "ntk", "abf", "yarn", "ntk-by-parts", "pose-yarn", "llama3", "longrope", "none"
+]
+Attention = Literal[
+    "auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention", "xformers"
 ]
 Content = Literal["uniform", "contiguous", "aligned"]
 
@@ -53,6 +58,13 @@ def _name_or_mixture(value: str) -> str:
     if value not in names and not re.fullmatch(f"{part}(,{part})*", value, re.ASCII):
         raise ValueError(f"must be one of {', '.join(names)}, or a mixture such as pose:0.8,contiguous:0.2")
     return value
+
+
+def _rows_or_auto(value: object) -> object:
+    """One clear message where a union of types would give one for each."""
+    if value == "auto" or (str(value).isascii() and str(value).isdecimal() and int(str(value)) >= 1):
+        return value
+    raise ValueError("must be a number of rows, at least 1, or auto")
 
 
 Tokens = Annotated[int, BeforeValidator(parse_length), Field(ge=1)]
@@ -88,21 +100,80 @@ class SamplerRecipe(_Section):
     )
 
 
+class AdapterRecipe(_Section):
+    """Low-rank adapters (LoRA, Hu et al. 2021) instead of training every weight; PEFT makes them."""
+
+    rank: int = Field(16, ge=1, description="Rank r of the two factors.")
+    alpha: float = Field(32.0, gt=0, description="The update is scaled by alpha / rank.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Probability, on the adapter's input.")
+    targets: tuple[str, ...] = Field(
+        (), description="Names of the linear layers that get one; empty: all but the output layer."
+    )
+    embeddings: bool = Field(
+        False, description="Also train the token embeddings (LongLoRA: the short window's are not enough)."
+    )
+    norms: bool = Field(False, description="Also train the normalisation layers (LongLoRA).")
+    quantize: Literal["none", "4bit", "8bit"] = Field(
+        "none", description="Hold the frozen weights in 4 bits (QLoRA: nf4) or 8, through bitsandbytes."
+    )
+
+
+class RetrievalRecipe(_Section):
+    """Passkey prompts at the target length while training goes on, to see and keep the best checkpoint."""
+
+    every: int = Field(0, ge=0, description="Optimizer steps between two looks; 0: never.")
+    trials: int = Field(8, ge=1, description="Prompts in one look.")
+    length: Tokens | None = Field(None, description="Tokens in a prompt; empty: the target length.")
+    keep_best: bool = Field(
+        True, description="Export the checkpoint that found most keys (the later of equals), not the last."
+    )
+
+
 class TrainingRecipe(_Section):
     """One training of `skipwise.train`."""
 
     steps: int = Field(200, ge=1, description="Optimizer steps.")
     rows_per_step: int = Field(16, ge=1, description="Rows in one optimizer step, over all devices.")
-    micro_batch: int = Field(1, ge=1, description="Rows in one forward pass of one device.")
+    micro_batch: Annotated[int | Literal["auto"], BeforeValidator(_rows_or_auto)] = Field(
+        1, description="Rows in one forward pass of one device; auto: the most that fit in its memory."
+    )
     learning_rate: float = Field(2e-5, gt=0, description="Peak learning rate of AdamW.")
-    schedule: Literal["constant_with_warmup", "linear", "cosine"] = "cosine"
+    schedule: Literal["constant_with_warmup", "linear", "cosine"] = Field(
+        "cosine", description="Of the learning rate after the warm-up, over all steps."
+    )
     warmup_steps: int = Field(10, ge=0, description="Optimizer steps to reach the peak learning rate.")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this norm.")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Of the matrix products; weights stay float32. auto: bfloat16 on a GPU."
+        "auto", description="Of the matrix products. auto: bfloat16 on a GPU."
     )
+    weights: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="Of the trained weights in memory. bfloat16 needs half the memory; the optimizer then "
+        "rounds stochastically, so that small updates are not lost.",
+    )
+    optimizer: Literal["adamw", "adamw-8bit"] = Field(
+        "adamw", description="adamw-8bit (torchao) holds its two moments in 8 bits each."
+    )
+    adapter: AdapterRecipe | None = Field(None, description="Train low-rank adapters; empty: every weight.")
     gradient_checkpointing: bool = Field(False, description="Trade time for activation memory.")
+    liger: Literal["auto", "on", "off"] = Field(
+        "auto", description="Liger kernels. auto: on a GPU, where installed and made for the family."
+    )
+    logits_chunk: Annotated[int, BeforeValidator(parse_length)] = Field(
+        1024,
+        ge=0,
+        description="Tokens whose logits are in memory at once, where Liger's loss is not used; 0: all.",
+    )
+    compile: bool = Field(False, description="torch.compile, one decoder layer at a time.")
+    sharding: Literal["none", "fsdp2"] = Field(
+        "none", description="fsdp2: weights, gradients and optimizer divided over the devices."
+    )
+    deepspeed: str | None = Field(None, description="A DeepSpeed config file (ZeRO), instead of sharding.")
+    retrieval: RetrievalRecipe = Field(default_factory=lambda: RetrievalRecipe())
+    report_to: tuple[str, ...] = Field(
+        ("tensorboard",), description="Trackers of transformers: tensorboard, wandb, trackio, mlflow ..."
+    )
     save_every: int = Field(100, ge=1, description="Optimizer steps between checkpoints to resume from.")
     workers: int = Field(0, ge=0, description="Processes that prepare rows; 0: the main one.")
 
@@ -133,18 +204,71 @@ class Recipe(_Section):
     training: TrainingRecipe = Field(default_factory=lambda: TrainingRecipe())
     evaluation: EvaluationRecipe = Field(default_factory=lambda: EvaluationRecipe())
     control: bool = Field(False, description="Also train contiguous rows at the same budget, to compare.")
-    attention: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa"
+    attention: Attention = Field(
+        "auto", description="Attention back end. auto: sdpa, or eager for a family that has no sdpa."
+    )
+    accept_limits: bool = Field(
+        False,
+        description="Go on with a model that can use skipped positions in part only: hybrids with layers "
+        "that are no attention, families whose layers with full attention have no positions.",
+    )
     seed: int = Field(0, ge=0, lt=2**32, description="Of every random choice in the run.")
 
     @model_validator(mode="after")
-    def _batch_divides(self) -> Recipe:
-        training = self.training
-        if training.rows_per_step % training.micro_batch:
-            raise ValueError(
+    def _holds_together(self) -> Recipe:
+        training, wrong = self.training, []
+        if training.micro_batch != "auto" and training.rows_per_step % training.micro_batch:
+            wrong.append(
                 f"training.rows_per_step = {training.rows_per_step}: must be a multiple of "
                 f"training.micro_batch = {training.micro_batch}"
             )
+        if training.deepspeed and training.sharding != "none":
+            wrong.append("training.deepspeed and training.sharding: choose one")
+        if training.retrieval.every and training.retrieval.keep_best:
+            every, save = training.retrieval.every, training.save_every
+            if every % save:
+                wrong.append(
+                    f"training.retrieval.every = {every}: must be a multiple of training.save_every = "
+                    f"{save}, so that the best is a checkpoint"
+                )
+        if wrong:
+            raise ValueError("; ".join(wrong))
         return self
+
+
+def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe in YAML and set ``overrides`` on top: ``training.steps=100``, values in YAML too.
+
+    Raises InputError for a file that is no recipe, and for every mistake in it at once.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} is no YAML file: {reason}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path} is no recipe: it holds {type(values).__name__}, not keys with values")
+    for each in overrides:
+        _set(values, each)
+    return make_recipe(values)
+
+
+def _set(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise InputError(f"{override!r}: say key=value, such as training.steps=100")
+    *sections, name = key.split(".")
+    for section in sections:
+        inner = values.get(section) or {}
+        if not isinstance(inner, dict):
+            raise InputError(f"{override!r}: {section} is no section of the recipe")
+        values[section] = values = dict(inner)
+    try:
+        values[name] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        values[name] = text
 
 
 def make_recipe(values: dict[str, Any]) -> Recipe:
@@ -156,12 +280,37 @@ def make_recipe(values: dict[str, Any]) -> Recipe:
         raise InputError(f"the recipe does not hold: {mistakes}") from None
 
 
+def recipe_schema() -> dict[str, Any]:
+    """JSON schema of a recipe, for editors that complete and check YAML."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
+
+
 def _mistake(detail: Any) -> str:
     where = ".".join(str(part) for part in detail["loc"])
     what = str(detail["msg"]).removeprefix("Value error, ")
     if detail["type"] == "missing":  # the input is then the whole section
         return f"{where}: {what}"
+    if detail["type"] == "extra_forbidden":
+        what = f"no such key{_nearest(detail['loc'])}"
     return f"{where} = {detail['input']!r}: {what}" if where else what
+
+
+def _nearest(loc: tuple[str | int, ...]) -> str:
+    """The key that was probably meant, from all sections: it may be in the wrong one."""
+    known = {path.rpartition(".")[2]: path for path in recipe_keys()}
+    meant = known.get(str(loc[-1])) or next(
+        (known[name] for name in get_close_matches(str(loc[-1]), known, n=1)), None
+    )
+    return f", did you mean {meant}?" if meant else ""
+
+
+def recipe_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[str]:
+    """Every key of a recipe with its sections, such as ``training.retrieval.every``; sections too."""
+    for name, field in section.model_fields.items():
+        yield prefix + name
+        for inner in (field.annotation, *get_args(field.annotation)):
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                yield from recipe_keys(inner, f"{prefix}{name}.")
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:

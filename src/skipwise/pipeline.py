@@ -38,7 +38,6 @@ from skipwise.evals.scores import SCHEMA, Score
 from skipwise.export.checkpoint import export_checkpoint
 from skipwise.files import disk_errors, write_json
 from skipwise.models.load import Checkpoint, find_checkpoint, load_config, load_model, load_tokenizer
-from skipwise.models.probes import check
 from skipwise.report import write_report
 from skipwise.rope import extend_rope, model_window
 from skipwise.train.engine import train
@@ -288,7 +287,7 @@ def _finish(
     model = load_model(
         checkpoint,
         None if variant.folder else variant.config,
-        attention=recipe.attention,
+        attention="sdpa" if recipe.attention == "auto" else recipe.attention,
         device=default_device(),
     )
     part["scores"] = _evaluate(recipe, base, corpus, variant.name, model)
@@ -317,11 +316,10 @@ def _train(
     model = load_model(
         base.checkpoint,
         variant.config,
-        attention=recipe.attention,
+        attention="sdpa" if recipe.attention == "auto" else recipe.attention,
         device=default_device(),
         gradient_checkpointing=recipe.training.gradient_checkpointing,
     )
-    check(model, sampler.target_length)
     assert variant.folder is not None
     with disk_errors(output):
         result = train(
@@ -331,6 +329,7 @@ def _train(
             output / "train" / variant.name,
             seed=recipe.seed,
             title=variant.title,
+            accept_limits=recipe.accept_limits,
         )
         export_checkpoint(model, base.tokenizer, variant.folder, dtype=_dtype(base.config))
     _release(model)

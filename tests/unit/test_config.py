@@ -5,7 +5,16 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skipwise.config import Recipe, format_length, make_recipe, parse_length, save_recipe
+from skipwise.config import (
+    Recipe,
+    format_length,
+    load_recipe,
+    make_recipe,
+    parse_length,
+    recipe_keys,
+    recipe_schema,
+    save_recipe,
+)
 from skipwise.errors import InputError
 
 LEAST = {"model": "some/model", "target_length": 4096}
@@ -69,8 +78,18 @@ def test_lengths_in_a_recipe():
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"modle": "m"}, ("modle = 'm'", "not permitted")),
-        ({"sampler": {"chunk": 3}}, ("sampler.chunk = 3", "not permitted")),
+        ({"modle": "m"}, ("modle = 'm': no such key, did you mean model?",)),
+        ({"sampler": {"chunk": 3}}, ("sampler.chunk = 3: no such key, did you mean sampler.chunks?",)),
+        ({"training": {"chunks": 3}}, ("training.chunks = 3: no such key, did you mean sampler.chunks?",)),
+        ({"steps": 3}, ("steps = 3: no such key, did you mean training.steps?",)),
+        ({"qqqq": 3}, ("qqqq = 3: no such key",)),
+        ({"training": {"micro_batch": "x"}}, ("training.micro_batch = 'x': must be a number of rows",)),
+        ({"training": {"micro_batch": 0}}, ("training.micro_batch = 0: must be a number of rows",)),
+        ({"training": {"sharding": "fsdp2", "deepspeed": "z.json"}}, ("choose one",)),
+        (
+            {"training": {"save_every": 20, "retrieval": {"every": 30}}},
+            ("training.retrieval.every = 30: must be a multiple of training.save_every = 20",),
+        ),
         ({"training": {"steps": 0}}, ("training.steps = 0", "greater than or equal to 1")),
         ({"target_length": "1.5k"}, ("target_length = '1.5k'", "valid integer")),
         ({"target_length": 0}, ("target_length = 0", "greater than or equal to 1")),
@@ -194,3 +213,50 @@ def test_a_recipe_cannot_be_changed():
     for section, field in ((recipe, "seed"), (recipe.training, "steps"), (recipe.sampler, "chunks")):
         with pytest.raises(ValueError, match="frozen"):
             setattr(section, field, 3)
+
+
+def test_a_recipe_file_with_overrides(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("model: m\ntarget_length: 16k\ntraining: {steps: 7, micro_batch: 2}\n", encoding="utf-8")
+    overrides = ["training.steps=9", "training.learning_rate=1e-4", "sampler.name=randpos", "model=a=b"]
+    recipe = load_recipe(path, [*overrides, "evaluation.lengths=[1k, 77]", "training.adapter={rank: 3}"])
+    assert (recipe.training.steps, recipe.training.micro_batch) == (9, 2)
+    assert recipe.training.learning_rate == 1e-4
+    assert (recipe.sampler.name, recipe.model) == ("randpos", "a=b")
+    assert recipe.evaluation.lengths == (1024, 77)
+    assert recipe.training.adapter is not None
+    assert recipe.training.adapter.rank == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "words"),
+    [
+        ("a: [", (), "is no YAML file"),
+        ("- a", (), "is no recipe: it holds list"),
+        ("", (), "is no recipe: it holds NoneType"),
+        ("model: m", ("steps",), "'steps': say key=value"),
+        ("model: m", ("model.x=3",), "'model.x=3': model is no section"),
+        ("model: m\ntarget_length: 4", ("training.stesp=3",), "did you mean training.steps?"),
+    ],
+)
+def test_files_that_are_no_recipe(tmp_path, text, overrides, words):
+    path = tmp_path / "r.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError) as error:
+        load_recipe(path, overrides)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_recipe_that_is_not_there(tmp_path):
+    with pytest.raises(InputError, match="cannot be read: No such file"):
+        load_recipe(tmp_path / "r.yaml")
+
+
+def test_every_field_is_described():
+    schema = recipe_schema()
+    sections = {"Recipe": schema, **schema["$defs"]}
+    for title, section in sections.items():
+        for name, field in section["properties"].items():
+            assert field.get("description") or "$ref" in field, f"{title}.{name}"
+    assert "training.retrieval.every" in set(recipe_keys())

@@ -6,19 +6,26 @@ trained in place, and what it took. Checkpoints to resume from lie in the folder
 
 from __future__ import annotations
 
-import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import PreTrainedModel, PrinterCallback
 
 from skipwise.config import TrainingRecipe
 from skipwise.data.collate import SkipCollator
 from skipwise.data.rows import Rows
-from skipwise.train.callbacks import MetricsLog, ProgressLine, StopOnBadLoss, StopOnSignal
+from skipwise.train.arguments import training_arguments
+from skipwise.train.guards import ProbeFirst, StopOnBadLoss, StopOnSignal
+from skipwise.train.memory import explain_out_of_memory, micro_batch_for
+from skipwise.train.progress import MetricsLog, ProgressLine, read_metrics
+from skipwise.train.resume import last_complete_checkpoint
+from skipwise.train.sharding import check_sharded
+from skipwise.train.trainer import SkipTrainer
+
+Retrieval = Callable[[PreTrainedModel], float]
+"""Judges a model during training: the share of passkeys it finds, 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,70 +45,49 @@ def train(
     *,
     seed: int,
     title: str = "training",
+    accept_limits: bool = False,
+    retrieval: Retrieval | None = None,
 ) -> TrainResult:
     """Train ``model`` in place on ``rows`` and return what it took.
 
-    Goes on from the last checkpoint in ``folder`` when there is one. Raises RunError when the loss is not a
-    finite number, and KeyboardInterrupt, with a checkpoint saved, after ctrl-C or SIGTERM.
+    The model is probed first, as it is about to be trained. Goes on from the last complete checkpoint in
+    ``folder`` when there is one. Raises RunError when a probe does not hold, the loss explodes or memory runs
+    out, and KeyboardInterrupt, with a checkpoint saved, after ctrl-C or SIGTERM.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    last_checkpoint = get_last_checkpoint(str(folder))
-    metrics = MetricsLog(folder / "metrics.jsonl", resumed=last_checkpoint is not None)
+    device, length = next(model.parameters()).device, rows.sampler.row_length
+    micro_batch = micro_batch_for(model, recipe, length)
+    arguments = training_arguments(recipe, folder, micro_batch=micro_batch, seed=seed, device=device)
+    last_checkpoint = last_complete_checkpoint(folder)
     signals = StopOnSignal()
-    progress = ProgressLine(title, recipe.rows_per_step * rows.sampler.row_length)
-    trainer = Trainer(
+    progress = ProgressLine(title, recipe.rows_per_step * length)
+    metrics = MetricsLog(folder / "metrics.jsonl", resumed=last_checkpoint is not None)
+    callbacks = [
+        ProbeFirst(rows.sampler.target_length, accept_limits=accept_limits),
+        StopOnBadLoss(),
+        metrics,
+        progress,
+        signals,
+    ]
+    trainer = SkipTrainer(
         model=model,
-        args=_arguments(recipe, folder, seed, next(model.parameters()).device),
+        args=arguments,
         train_dataset=rows,
         data_collator=SkipCollator(),
-        callbacks=[StopOnBadLoss(), metrics, progress, signals],
+        callbacks=callbacks,
+        retrieval=retrieval,
     )
     trainer.remove_callback(PrinterCallback)  # the progress line says it
+    check_sharded(trainer, recipe)
     started = time.perf_counter()
     try:
-        trainer.train(resume_from_checkpoint=last_checkpoint)
+        with explain_out_of_memory(recipe, micro_batch, length):
+            trainer.train(resume_from_checkpoint=last_checkpoint and str(last_checkpoint))
     finally:
         progress.stop()  # after ctrl-C too: a live line left behind hides the terminal's cursor
         signals.finish()
     seconds = time.perf_counter() - started
     # Accelerate leaves its autocast around model.forward; what is evaluated and exported must not have it.
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-    tokens = recipe.steps * recipe.rows_per_step * rows.sampler.row_length
+    tokens = recipe.steps * recipe.rows_per_step * length
     return TrainResult(seconds, tokens, read_metrics(folder / "metrics.jsonl"))
-
-
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The training curve that `MetricsLog` wrote: one dict an optimizer step."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def _arguments(recipe: TrainingRecipe, folder: Path, seed: int, device: torch.device) -> TrainingArguments:
-    on_gpu = device.type == "cuda"
-    bf16 = recipe.precision == "bfloat16" or (recipe.precision == "auto" and on_gpu)
-    world_size = int(torch.distributed.get_world_size()) if torch.distributed.is_initialized() else 1
-    return TrainingArguments(
-        output_dir=str(folder),
-        max_steps=recipe.steps,
-        per_device_train_batch_size=recipe.micro_batch,
-        gradient_accumulation_steps=recipe.rows_per_step // (recipe.micro_batch * world_size),
-        learning_rate=recipe.learning_rate,
-        lr_scheduler_type=recipe.schedule,
-        warmup_steps=recipe.warmup_steps,
-        weight_decay=recipe.weight_decay,
-        max_grad_norm=recipe.max_grad_norm,
-        optim="adamw_torch_fused" if on_gpu else "adamw_torch",
-        bf16=bf16,
-        tf32=False if on_gpu else None,  # TF32 rounds the rotary angles of positions above 2,048
-        use_cpu=device.type == "cpu",
-        train_sampling_strategy="sequential",  # the rows of an epoch are shuffled already
-        remove_unused_columns=False,
-        dataloader_num_workers=recipe.workers,
-        logging_steps=1,
-        logging_nan_inf_filter=False,  # a bad loss must be seen, not replaced
-        disable_tqdm=True,
-        report_to="none",
-        save_strategy="steps",
-        save_steps=recipe.save_every,
-        save_total_limit=2,
-        seed=seed,
-    )

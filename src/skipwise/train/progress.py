@@ -1,11 +1,8 @@
-"""What watches a training: the curve on disk, the line on the terminal, the guard on the loss, signals."""
+"""What shows a training: the curve on disk, the line on the terminal."""
 
 from __future__ import annotations
 
 import json
-import math
-import signal
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -13,69 +10,6 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-
-from skipwise.errors import RunError
-
-
-class StopOnBadLoss(TrainerCallback):
-    """Stops the run at the first loss or gradient norm that is not a finite number."""
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Look at each logged value."""
-        for name in ("loss", "grad_norm"):
-            value = (logs or {}).get(name)
-            if value is not None and not math.isfinite(float(value)):
-                raise RunError(
-                    f"{name} is {value} at step {state.global_step}: lower training.learning_rate "
-                    f"(now {args.learning_rate:g}) or look at the data of that step"
-                )
-
-
-class StopOnSignal(TrainerCallback):
-    """Ctrl-C (SIGINT) or SIGTERM: finishes the step, saves a checkpoint and stops; a second one at once.
-
-    Python turns SIGINT into an exception wherever the program happens to be; in a destructor or a weak
-    reference's callback, of which torch has many, that exception is lost. A handler that takes a note is not.
-    """
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Take over the signals (only a main thread can)."""
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Save and stop if a signal came."""
-        if self.received is not None:
-            control.should_save = control.should_training_stop = True
-
-    def finish(self) -> None:
-        """Give the signals back, and raise KeyboardInterrupt if one came."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before.clear()
-        if self.received is not None:
-            raise KeyboardInterrupt(self.received)
-
-    def _note(self, number: int, frame: Any) -> None:
-        if self.received is not None:
-            raise KeyboardInterrupt(number)
-        self.received = number
 
 
 class MetricsLog(TrainerCallback):
@@ -165,3 +99,8 @@ class ProgressLine(TrainerCallback):
     def stop(self) -> None:
         """Let go of the terminal; a second call does nothing."""
         self.progress.stop()
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The training curve that `MetricsLog` wrote: one dict an optimizer step."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
