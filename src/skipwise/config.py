@@ -224,6 +224,8 @@ class Recipe(_Section):
             )
         if training.deepspeed and training.sharding != "none":
             wrong.append("training.deepspeed and training.sharding: choose one")
+        if training.micro_batch == "auto" and (training.deepspeed or training.sharding != "none"):
+            wrong.append("training.micro_batch = auto tries whole models: with shards say a number")
         if training.retrieval.every and training.retrieval.keep_best:
             every, save = training.retrieval.every, training.save_every
             if every % save:

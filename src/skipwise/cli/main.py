@@ -13,6 +13,7 @@ import typer
 from skipwise.cli.check import check
 from skipwise.cli.convert import convert
 from skipwise.cli.coverage import coverage
+from skipwise.cli.options import interpolation_options
 from skipwise.cli.reporting import one_line_errors
 
 app = typer.Typer(
@@ -110,8 +111,15 @@ def extend(
         bool, typer.Option("--gradient-checkpointing", help="Less activation memory, more time.")
     ] = False,
     attention: Annotated[
-        str, typer.Option(help="sdpa, eager, flash_attention_2 or flex_attention.")
-    ] = "sdpa",
+        str,
+        typer.Option(
+            help="auto, sdpa, eager, flash_attention_2, flash_attention_3, flex_attention or xformers."
+        ),
+    ] = "auto",
+    accept_limits: Annotated[
+        bool,
+        typer.Option("--accept-limits", help="Go on with hybrids, and with layers that have no positions."),
+    ] = False,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints to resume from.")] = 100,
     eval_lengths: Annotated[
         str | None, typer.Option(help="Lengths to judge at, such as 2k,8k,32k; default: doublings.")
@@ -141,7 +149,7 @@ def extend(
                 "train_length": train_length,
                 "allow_longer_rows": allow_longer_rows,
                 "interpolation": interpolation,
-                "interpolation_options": _options(interpolation_option or []),
+                "interpolation_options": interpolation_options(interpolation_option or []),
                 "data": {
                     "files": [*(data or ()), *(more_data or ())],
                     "text_column": text_column,
@@ -164,6 +172,7 @@ def extend(
                 },
                 "control": control,
                 "attention": attention,
+                "accept_limits": accept_limits,
                 "seed": seed,
             }
         )
@@ -177,19 +186,6 @@ app.command()(convert)
 app.command()(coverage)
 
 _GO_ON = "; the same command again goes on from what was saved"
-
-
-def _options(given: list[str]) -> dict[str, str | list[str]]:
-    """``["beta_fast=16", "long_factor=1,1.5"]`` by name; the recipe makes numbers of the values."""
-    from skipwise.errors import InputError
-
-    found: dict[str, str | list[str]] = {}
-    for each in given:
-        name, equals, value = each.partition("=")
-        if not equals:
-            raise InputError(f"--interpolation-option {each}: say KEY=VALUE, such as beta_fast=16")
-        found[name] = value.split(",") if "," in value else value
-    return found
 
 
 def _start(output: Path, fresh: bool) -> None:

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from skipwise.errors import InputError
+from skipwise.models.attention import resolve_attention
 from skipwise.models.gptj import TABLE_FAMILIES, as_phi, with_small_table
 from skipwise.models.repairs import repair
 
@@ -74,7 +75,7 @@ def load_model(
     config: PretrainedConfig | None = None,
     *,
     dtype: torch.dtype = torch.float32,
-    attention: str = "sdpa",
+    attention: str = "auto",
     device: str = "cpu",
     gradient_checkpointing: bool = False,
 ) -> PreTrainedModel:
@@ -83,9 +84,11 @@ def load_model(
     A GPT-J or CodeGen checkpoint becomes the Phi model that computes the same (`skipwise.models.gptj`).
     The rotary frequencies stay in float32 and windows are cut by position (`skipwise.models.repairs`). Raises
     InputError when weights are missing or of another shape than the config says (`transformers` would go on
-    with random ones), and for windows that ``attention`` cannot cut by position.
+    with random ones), for windows that ``attention`` cannot cut by position, and for an ``attention`` that is
+    not installed (``auto``: `skipwise.models.attention`).
     """
     config = config or load_config(checkpoint)
+    attention = resolve_attention(config, attention)
     model: PreTrainedModel
     if config.model_type in TABLE_FAMILIES:
         model = as_phi(_weights(checkpoint, with_small_table(config), dtype, "eager"), config, attention)

@@ -4,8 +4,8 @@ Stock models cut these masks by a token's index in the row. In a row that skips 
 part: a window of W then shows pairs that lie further apart than W, which inference never sees. Here the mask
 of every windowed layer is made by `transformers`' own mask function with one more condition on the positions
 ``p`` of query and key: ``p_q - p_k < W`` for sliding layers, ``p_q // C == p_k // C`` for chunks of C. So
-`eager`, `sdpa` and `flex_attention` (a block mask, nothing materialised) get what they know. Flash attention
-cuts inside its kernel, by index: it is refused.
+`eager`, `sdpa`, `xformers` and `flex_attention` (a block mask, nothing materialised) get what they know.
+Flash attention cuts inside its kernel, by index: it is refused.
 
 A forward pre-hook on the decoder of one model hands the masks in, as one mask or as one a layer type, the two
 forms in which decoders take masks that are made outside. It acts on rows that come with ``position_ids`` and
@@ -29,7 +29,8 @@ MaskFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 SPANS = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
 """Layer types that see a part of the row, and the config key of its length in tokens."""
 
-BACKENDS = ("eager", "sdpa", "flex_attention")
+BACKENDS = ("eager", "sdpa", "flex_attention", "xformers")
+"""The back ends that take the masks made here."""
 
 
 def windowed_layers(config: PretrainedConfig) -> dict[str, int]:
@@ -67,7 +68,7 @@ def cut_windows_by_position(model: PreTrainedModel) -> bool:
     if attention not in BACKENDS:
         raise InputError(
             f"{kind} attends within windows, which {attention} cuts by index and not by position: "
-            f"choose one of {', '.join(BACKENDS)}"
+            f"set attention to one of {', '.join(BACKENDS)}"
         )
     if _give_masks not in decoder._forward_pre_hooks.values():
         decoder.register_forward_pre_hook(_give_masks, with_kwargs=True)

@@ -71,7 +71,7 @@ def _retrieval(recipe: TrainingRecipe) -> dict[str, Any]:
     return {
         "eval_strategy": "steps",
         "eval_steps": recipe.retrieval.every,
-        "metric_for_best_model": "eval_retrieval" if recipe.retrieval.keep_best else None,
+        "metric_for_best_model": "eval_choice" if recipe.retrieval.keep_best else None,
         "greater_is_better": True,
         "load_best_model_at_end": recipe.retrieval.keep_best,
     }

@@ -30,11 +30,14 @@ Retrieval = Callable[[PreTrainedModel], float]
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """What a training took: wall seconds of this process, tokens of the whole run, and its curve."""
+    """What a training took: wall seconds of this process, tokens of the whole run, its curve (a dict an
+    optimizer step), the looks at retrieval on the way, and the step that was kept."""
 
     seconds: float
     tokens: int
     curve: list[dict[str, float]]
+    retrieval: list[dict[str, float]]
+    kept_step: int
 
 
 def train(
@@ -81,8 +84,8 @@ def train(
     check_sharded(trainer, recipe)
     started = time.perf_counter()
     try:
-        with explain_out_of_memory(recipe, micro_batch, length):
-            trainer.train(resume_from_checkpoint=last_checkpoint and str(last_checkpoint))
+        with explain_out_of_memory(micro_batch, length):
+            trainer.train(resume_from_checkpoint=str(last_checkpoint) if last_checkpoint else None)
     finally:
         progress.stop()  # after ctrl-C too: a live line left behind hides the terminal's cursor
         signals.finish()
@@ -90,4 +93,11 @@ def train(
     # Accelerate leaves its autocast around model.forward; what is evaluated and exported must not have it.
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     tokens = recipe.steps * recipe.rows_per_step * length
-    return TrainResult(seconds, tokens, read_metrics(folder / "metrics.jsonl"))
+    lines = read_metrics(folder / "metrics.jsonl")
+    return TrainResult(
+        seconds,
+        tokens,
+        curve=[line for line in lines if "loss" in line],
+        retrieval=[line for line in lines if "eval_retrieval" in line],
+        kept_step=trainer.state.best_global_step or trainer.state.global_step,
+    )

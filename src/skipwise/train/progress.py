@@ -11,9 +11,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+_WRITTEN = ("loss", "learning_rate", "grad_norm", "eval_retrieval")
+
 
 class MetricsLog(TrainerCallback):
-    """Appends one JSON line an optimizer step: step, loss, learning_rate, grad_norm."""
+    """Appends one JSON line an optimizer step (step, loss, learning_rate, grad_norm), and one a look at
+    retrieval (step, eval_retrieval)."""
 
     def __init__(self, path: Path, *, resumed: bool) -> None:
         self.path = path
@@ -41,12 +44,11 @@ class MetricsLog(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Write the step's line."""
-        if not state.is_world_process_zero or not logs or "loss" not in logs:
-            return
-        values = {key: float(logs[key]) for key in ("loss", "learning_rate", "grad_norm") if key in logs}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": state.global_step, **values}) + "\n")
+        """Write the step's line, or that of a look at retrieval after it."""
+        values = {key: float(value) for key, value in (logs or {}).items() if key in _WRITTEN}
+        if state.is_world_process_zero and values:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": state.global_step, **values}) + "\n")
 
 
 class ProgressLine(TrainerCallback):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from transformers import PreTrainedModel, Trainer
 
@@ -12,17 +12,20 @@ class SkipTrainer(Trainer):
     """Hugging Face `Trainer`; every override is one call into a module of its own."""
 
     def __init__(self, *, retrieval: Callable[[PreTrainedModel], float] | None, **options: Any) -> None:
-        super().__init__(**options)
+        # Without a dataset to evaluate on, Trainer refuses to evaluate at all; `evaluate` looks at none.
+        super().__init__(eval_dataset=options["train_dataset"], **options)
         self.retrieval = retrieval
 
     def evaluate(self, *args: Any, **options: Any) -> dict[str, float]:  # noqa: ARG002
-        """Judge by retrieval instead of by loss; `Trainer` keeps the best checkpoint by it."""
+        """Judge by retrieval instead of by loss; `Trainer` keeps the best checkpoint, the later of equals."""
         found: dict[str, float] = {}
         if self.retrieval is not None:
-            was_training = self.model.training
-            self.model.eval()
-            found = {"eval_retrieval": self.retrieval(self.model)}
-            self.model.train(was_training)
-            self.log(found)
+            model = cast(PreTrainedModel, self.model)
+            was_training = model.training
+            model.eval()
+            value = self.retrieval(model)
+            model.train(was_training)
+            found = {"eval_retrieval": value, "eval_choice": value + 1e-9 * self.state.global_step}
+            self.log({"eval_retrieval": value})
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
         return found

@@ -215,3 +215,37 @@ def test_bfloat16_is_used_when_asked_for(make_model, tmp_path):
     assert curves[0] == curves[2]
     assert curves[0][0]["loss"] != curves[1][0]["loss"]
     assert curves[0][0]["loss"] == pytest.approx(curves[1][0]["loss"], rel=0.02)
+
+
+def test_the_checkpoint_that_finds_most_is_kept(make_model, tmp_path):
+    looks = {2: 0.25, 4: 0.75, 6: 0.75, 8: 0.5}
+    found = iter(looks.values())
+    seen = []
+
+    def retrieval(model):
+        assert not model.training
+        seen.append(weights(model))
+        return next(found)
+
+    recipe = make_recipe(save_every=2, retrieval={"every": 2})
+    model = make_model()
+    result = train(model, make_rows(recipe), recipe, tmp_path, seed=0, retrieval=retrieval)
+    assert result.retrieval == [{"step": step, "eval_retrieval": value} for step, value in looks.items()]
+    assert result.kept_step == 6  # the later of equals
+    assert same(weights(model), seen[2])
+    assert not same(weights(model), seen[3])
+    assert [line["step"] for line in result.curve] == list(range(1, 9))
+
+
+def test_the_last_checkpoint_is_kept_on_request(make_model, tmp_path):
+    seen = []
+
+    def retrieval(model):
+        seen.append(weights(model))
+        return 1.0 / len(seen)
+
+    recipe = make_recipe(steps=4, save_every=4, retrieval={"every": 2, "keep_best": False})
+    model = make_model()
+    result = train(model, make_rows(recipe), recipe, tmp_path, seed=0, retrieval=retrieval)
+    assert (len(seen), result.kept_step) == (2, 4)
+    assert same(weights(model), seen[1])

@@ -1,0 +1,27 @@
+"""Options that more than one command has, made into values."""
+
+from __future__ import annotations
+
+import math
+
+from skipwise.errors import InputError
+
+
+def interpolation_options(given: list[str]) -> dict[str, float | list[float]]:
+    """``["beta_fast=16", "long_factor=1,1.5"]`` by name, as numbers; with a comma, as a list of them.
+
+    Raises InputError for what is not ``KEY=NUMBER``.
+    """
+    found: dict[str, float | list[float]] = {}
+    for each in given:
+        name, equals, value = each.partition("=")
+        if not name or not equals:
+            raise InputError(f"--interpolation-option {each}: say KEY=VALUE, such as beta_fast=16")
+        try:
+            numbers = [float(number) for number in value.split(",")]
+        except ValueError:
+            numbers = [math.nan]
+        if not all(map(math.isfinite, numbers)):
+            raise InputError(f"--interpolation-option {each}: {value!r} is not a number")
+        found[name] = numbers if "," in value else numbers[0]
+    return found

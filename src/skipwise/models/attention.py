@@ -1,0 +1,135 @@
+"""Attention back ends: the one that suits a family, and xformers beside those that `transformers` brings.
+
+`resolve_attention` turns the name a user gives into the one `transformers` is told. ``auto`` is ``sdpa``
+where the family has it in the installed `transformers`, else ``eager`` (gemma2 caps its scores, gpt_oss has
+sinks).
+
+``xformers`` (Lefaudeux et al. 2022), when it is asked for, is entered in the two tables that `transformers`
+keeps for such back ends, one of attention functions and one of mask functions. A row without padding and
+windows goes to its causal kernel; any other mask, those cut by position included, becomes a bias.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import torch
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from skipwise.errors import InputError
+from skipwise.models.gptj import TABLE_FAMILIES
+from skipwise.rope import text_config
+
+XFORMERS = "xformers"
+
+_NOT_IN_XFORMERS = {"softcap": "caps its attention scores", "s_aux": "has attention sinks"}
+_NOT_IN_XFORMERS |= {"position_bias": "adds a bias to its attention scores"}
+"""What some families ask of an attention function, and xformers does not have."""
+
+_ALIGNMENT = 8
+"""Numbers in a row of a bias must be a multiple of this in memory, say xformers' kernels."""
+
+
+def resolve_attention(config: PretrainedConfig, attention: str = "auto") -> str:
+    """The name of ``attention`` in `transformers`, for the model of ``config``.
+
+    Raises InputError for ``xformers`` where it is not installed.
+    """
+    if attention == XFORMERS:
+        _register_xformers()
+    if attention != "auto":
+        return attention
+    if config.model_type in TABLE_FAMILIES:  # they become Phi
+        return "sdpa"
+    known = [each for each in (config, text_config(config)) if type(each) in MODEL_FOR_CAUSAL_LM_MAPPING]
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(known[0])] if known else None
+    return "sdpa" if model_class is None or model_class._supports_sdpa else "eager"
+
+
+def _register_xformers() -> None:
+    _xformers()
+    ALL_ATTENTION_FUNCTIONS.register(XFORMERS, xformers_attention)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(XFORMERS, xformers_mask)
+
+
+def _xformers() -> Any:
+    """Its module of operators, imported only when somebody wants to run it."""
+    try:
+        return import_module("xformers.ops")
+    except ImportError as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"attention xformers needs its package ({reason}): pip install xformers, or choose sdpa"
+        ) from error
+
+
+def xformers_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """Of ``query (batch, heads, queries, size)``: ``(batch, queries, heads, value size)``, and no weights.
+
+    ``key (batch, key heads, keys, size)`` and ``value (batch, key heads, keys, value size)``: each key head
+    serves a group of neighbouring heads. ``attention_mask (batch, 1 or heads, queries, keys)``: true where a
+    query sees a key, or numbers to add to the scores; None: the lower triangle, but for a single query.
+    ``scaling``: of the scores, ``size ** -0.5`` unless given. ``dropout``: a probability.
+
+    Raises InputError for what a family asks besides, and for tensors that xformers has no kernel for.
+    """
+    for name, meaning in _NOT_IN_XFORMERS.items():
+        if others.get(name) is not None:
+            kind = getattr(getattr(module, "config", None), "model_type", "this model")
+            raise InputError(f"{kind} {meaning}, which xformers does not: set attention to eager")
+    ops, heads, queries = _xformers(), query.shape[1], query.shape[2]
+    dtype = _computed_in(value.dtype, value.device.type)
+    key, value = (each.repeat_interleave(heads // each.shape[1], dim=1) for each in (key, value))
+    rows = [each.transpose(1, 2).to(dtype) for each in (query, key, value)]  # (batch, length, heads, size)
+    bias: Any = None
+    if attention_mask is not None:
+        bias = _bias(attention_mask, dtype).expand(len(query), heads, -1, -1)
+    elif queries > 1 and (getattr(module, "is_causal", True) if is_causal is None else is_causal):
+        bias = ops.LowerTriangularMask()
+    try:
+        return ops.memory_efficient_attention(*rows, attn_bias=bias, p=dropout, scale=scaling), None
+    except NotImplementedError as error:  # a list of its kernels, with what each one does not take
+        what = f"{str(dtype).removeprefix('torch.')} heads of size {query.shape[-1]} on {query.device.type}"
+        raise InputError(f"xformers has no kernel for {what}: set attention to sdpa") from error
+
+
+def xformers_mask(
+    *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", **options: Any
+) -> torch.Tensor | None:
+    """What `transformers` makes for ``sdpa``, as a bias; None where that is the plain lower triangle."""
+    mask = sdpa_mask(device=device, **options)
+    return None if mask is None else _bias(mask, _computed_in(dtype, torch.device(device).type))
+
+
+def _computed_in(dtype: torch.dtype, device: str) -> torch.dtype:
+    """That of the matrix products: norms of queries and keys may leave autocast's."""
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
+
+
+def _bias(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """``mask`` as numbers to add to the scores, in rows as long in memory as the kernels want.
+
+    What is hidden gets half of the lowest number, and no infinity: a query of padding that sees nothing then
+    gets some average instead of NaN, in its gradient too.
+    """
+    if mask.dtype == dtype and mask.stride(-1) == 1 and mask.stride(-2) % _ALIGNMENT == 0:
+        return mask
+    keys, lowest = mask.shape[-1], torch.finfo(dtype).min / 2
+    room = torch.zeros(*mask.shape[:-1], keys + -keys % _ALIGNMENT, dtype=dtype, device=mask.device)
+    bias = room[..., :keys]
+    if mask.dtype == torch.bool:
+        return bias.masked_fill_(~mask, lowest)
+    return bias.copy_(mask.clamp(min=lowest))

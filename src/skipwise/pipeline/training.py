@@ -1,0 +1,122 @@
+"""One variant of a comparison, trained and exported; what is finished is not done again."""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+
+from skipwise.config import Recipe
+from skipwise.data.passages import Passages
+from skipwise.data.rows import Rows
+from skipwise.data.skips import Sampler
+from skipwise.environment import default_device
+from skipwise.evals.passkey import passkey_scores
+from skipwise.export.checkpoint import export_checkpoint
+from skipwise.files import disk_errors, write_json
+from skipwise.models.load import load_model
+from skipwise.pipeline.base import Base
+from skipwise.pipeline.corpus import Corpus
+from skipwise.pipeline.variants import Variant
+from skipwise.train import engine
+
+Say = Callable[[str], None]
+
+
+def trained(
+    recipe: Recipe, base: Base, corpus: Corpus, variant: Variant, output: Path, say: Say
+) -> dict[str, Any]:
+    """Train ``variant`` and export it to its folder; returns its curve, seconds and data, for the record."""
+    assert variant.sampler is not None
+    record = output / "train" / f"{variant.name}.json"
+    if not record.is_file():
+        write_json(record, _train(recipe, base, corpus, variant, variant.sampler, output, say))
+        shutil.rmtree(output / "train" / variant.name)  # resume points of a finished training
+    part: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+    return part
+
+
+def _train(
+    recipe: Recipe,
+    base: Base,
+    corpus: Corpus,
+    variant: Variant,
+    sampler: Sampler,
+    output: Path,
+    say: Say,
+) -> dict[str, Any]:
+    shortest, longest = sampler.passage_length
+    passages = Passages(corpus.train, min_length=shortest, max_length=longest, seed=recipe.seed)
+    dropped = f"; {passages.dropped} shorter than {shortest} tokens are left out" if passages.dropped else ""
+    say(f"      training text: {passages.kept} documents{dropped}")
+    count = recipe.training.steps * recipe.training.rows_per_step
+    rows = Rows(passages, sampler, count=count, seed=recipe.seed)
+    model = load_model(
+        base.checkpoint,
+        variant.config,
+        attention=recipe.attention,
+        device=default_device(),
+        gradient_checkpointing=recipe.training.gradient_checkpointing,
+    )
+    assert variant.folder is not None
+    with disk_errors(output):
+        result = engine.train(
+            model,
+            rows,
+            recipe.training,
+            output / "train" / variant.name,
+            seed=recipe.seed,
+            title=variant.title,
+            accept_limits=recipe.accept_limits,
+            retrieval=_retrieval(recipe, base),
+        )
+        export_checkpoint(model, base.tokenizer, variant.folder, dtype=_dtype(base.config))
+    release(model)
+    return {
+        "name": variant.name,
+        "training": result.curve,
+        "retrieval": result.retrieval,
+        "seconds": {f"train {variant.name}": result.seconds},
+        "data": {
+            "documents in training": passages.kept,
+            f"documents shorter than {shortest} tokens, dropped": passages.dropped,
+            "documents held out": len(corpus.held_out),
+            "tokens in the training documents": corpus.train.total_tokens,
+            f"tokens seen in training ({variant.title})": result.tokens,
+            f"passes over the text ({variant.title})": round(count / len(passages), 2),
+            f"checkpoint kept ({variant.title})": f"step {result.kept_step}",
+        },
+    }
+
+
+def _retrieval(recipe: Recipe, base: Base) -> engine.Retrieval:
+    """The cheap look during training: few passkey prompts, of another seed than those of the judgement."""
+    asked = recipe.training.retrieval
+    length = asked.length or recipe.target_length
+
+    def share_found(model: PreTrainedModel) -> float:
+        scores = passkey_scores(
+            model, base.tokenizer, [length], name="training", trials=asked.trials, seed=recipe.seed + 1
+        )
+        return next(score["value"] for score in scores if score["task"] == "retrieval")
+
+    return share_found
+
+
+def _dtype(config: PretrainedConfig) -> torch.dtype | None:
+    """The dtype of the checkpoint to extend, in which the extended one is written too."""
+    return config.dtype if isinstance(config.dtype, torch.dtype) else None
+
+
+def release(model: PreTrainedModel) -> None:
+    """Free a model's memory before the next one is loaded."""
+    torch.nn.Module.to(model, "meta")
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
