@@ -19,9 +19,10 @@ from skipwise.data.rows import Rows
 from skipwise.train.arguments import training_arguments
 from skipwise.train.guards import ProbeFirst, StopOnBadLoss, StopOnSignal
 from skipwise.train.memory import explain_out_of_memory, micro_batch_for
-from skipwise.train.progress import MetricsLog, ProgressLine, read_metrics
+from skipwise.train.progress import CURVE, MetricsLog, ProgressLine, read_metrics
 from skipwise.train.resume import last_complete_checkpoint
 from skipwise.train.sharding import check_sharded
+from skipwise.train.speed import Speed
 from skipwise.train.trainer import SkipTrainer
 
 Retrieval = Callable[[PreTrainedModel], float]
@@ -63,7 +64,7 @@ def train(
     arguments = training_arguments(recipe, folder, micro_batch=micro_batch, seed=seed, device=device)
     last_checkpoint = last_complete_checkpoint(folder)
     signals = StopOnSignal()
-    progress = ProgressLine(title, recipe.rows_per_step * length)
+    progress = ProgressLine(title)
     metrics = MetricsLog(folder / "metrics.jsonl", resumed=last_checkpoint is not None)
     callbacks = [
         ProbeFirst(rows.sampler.target_length, accept_limits=accept_limits),
@@ -79,6 +80,7 @@ def train(
         data_collator=SkipCollator(),
         callbacks=callbacks,
         retrieval=retrieval,
+        speed=Speed(recipe.rows_per_step * length),
     )
     trainer.remove_callback(PrinterCallback)  # the progress line says it
     check_sharded(trainer, recipe)
@@ -97,7 +99,9 @@ def train(
     return TrainResult(
         seconds,
         tokens,
-        curve=[line for line in lines if "loss" in line],
+        curve=[
+            {key: line[key] for key in ("step", *CURVE) if key in line} for line in lines if "loss" in line
+        ],
         retrieval=[line for line in lines if "eval_retrieval" in line],
         kept_step=trainer.state.best_global_step or trainer.state.global_step,
     )

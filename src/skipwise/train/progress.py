@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-_WRITTEN = ("loss", "learning_rate", "grad_norm", "eval_retrieval")
+CURVE = ("loss", "learning_rate", "grad_norm")
+"""What a step leaves behind that the same run again leaves too."""
+
+_WRITTEN = (*CURVE, "tokens_per_second", "mfu", "memory_gib", "eval_retrieval")
 
 
 class MetricsLog(TrainerCallback):
-    """Appends one JSON line an optimizer step (step, loss, learning_rate, grad_norm), and one a look at
-    retrieval (step, eval_retrieval)."""
+    """Appends one JSON line an optimizer step (step, `CURVE`, speed and memory), and one a look at retrieval
+    (step, eval_retrieval)."""
 
     def __init__(self, path: Path, *, resumed: bool) -> None:
         self.path = path
@@ -51,27 +53,32 @@ class MetricsLog(TrainerCallback):
                 file.write(json.dumps({"step": state.global_step, **values}) + "\n")
 
 
-class ProgressLine(TrainerCallback):
-    """One live line on the terminal: step, loss, tokens/s, time left."""
+_SHOWN = {
+    "loss": "loss {:.3f}",
+    "tokens_per_second": "{:,.0f} tok/s",
+    "mfu": "MFU {:.0%}",
+    "memory_gib": "{:.1f} GiB",
+}
 
-    def __init__(self, title: str, tokens_per_step: int) -> None:
-        self.tokens_per_step = tokens_per_step
+
+class ProgressLine(TrainerCallback):
+    """One live line on the terminal: step, loss, tokens/s, MFU and memory on a GPU, time left."""
+
+    def __init__(self, title: str) -> None:
         self.progress = Progress(
             TextColumn(title),
-            BarColumn(bar_width=20),
+            BarColumn(bar_width=10),
             TextColumn("{task.completed}/{task.total}"),
-            TextColumn("loss {task.fields[loss]}  {task.fields[speed]} tok/s"),
+            TextColumn("{task.fields[found]}"),
             TimeRemainingColumn(compact=True),
             console=Console(stderr=True),
         )
-        self.task = self.progress.add_task(title, total=None, loss="-", speed="-")
-        self.started = (0, 0.0)
+        self.task = self.progress.add_task(title, total=None, found="")
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Start the line at the step the run goes on from."""
-        self.started = (state.global_step, time.perf_counter())
         if state.is_world_process_zero:
             self.progress.update(self.task, total=state.max_steps, completed=state.global_step)
             self.progress.start()
@@ -86,11 +93,8 @@ class ProgressLine(TrainerCallback):
     ) -> None:
         """Advance the line."""
         if logs and "loss" in logs:
-            step, began = self.started
-            speed = (state.global_step - step) * self.tokens_per_step / (time.perf_counter() - began)
-            self.progress.update(
-                self.task, completed=state.global_step, loss=f"{logs['loss']:.3f}", speed=f"{speed:,.0f}"
-            )
+            found = "  ".join(text.format(logs[key]) for key, text in _SHOWN.items() if key in logs)
+            self.progress.update(self.task, completed=state.global_step, found=found)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -66,7 +66,10 @@ def test_the_loss_falls_and_every_step_is_written_down(make_model, tmp_path):
     curve = result.curve
     assert [line["step"] for line in curve] == list(range(1, 31))
     assert all(set(line) == {"step", "loss", "learning_rate", "grad_norm"} for line in curve)
-    assert curve == read_metrics(tmp_path / "metrics.jsonl")
+    written = read_metrics(tmp_path / "metrics.jsonl")
+    assert curve == [{key: line[key] for key in curve[0]} for line in written]
+    assert "tokens_per_second" not in written[0]  # the first step warms up
+    assert all(line["tokens_per_second"] > 0 for line in written[1:])
     assert curve[-1]["loss"] < 0.7 * curve[0]["loss"]
     assert result.tokens == 30 * 4 * 16
     assert result.seconds > 0
