@@ -25,6 +25,7 @@ LIMIT = 120
 VERDICTS = {
     "works": "the stock class does it all; the oracle holds",
     "repaired": "the stock class does not; as `skipwise` loads it, the oracle holds",
+    "limited": "either, but refused unless `accept_limits` says yes; the limit comes last in its line",
     "refused": "nothing is trained; the reason is what the user is told",
     "not tried": "stock `transformers` does not build the model here",
     "fails": "none of these: a bug",
@@ -97,7 +98,9 @@ Every causal-LM family of `transformers`, at both ends of the supported range, t
 random weights (`tests/families`): its config extended from 64 to 256 tokens, loaded, probed, trained two
 steps on rows of 48 tokens with skipped positions, with and without gradient checkpointing, exported, and read
 by stock `transformers`. The oracle decides: the trained model's logits of a row must be those that the stock
-model computes from the export for a long row in which every token at a skipped position is masked out.
+model computes from the export for a long row in which every token at a skipped position is masked out. Each
+is also extended with yarn, ntk and linear, and its cos and sin compared with the formulas' in float64. Layers
+that are no attention see the filler of a long row: there the exported model must agree on the row itself.
 
 `+ windows` is the form of a family in which layers attend within a sliding window; where a family always has
 both kinds of layers, its plain line has them.""".splitlines()

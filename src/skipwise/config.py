@@ -67,7 +67,10 @@ def _rows_or_auto(value: object) -> object:
     raise ValueError("must be a number of rows, at least 1, or auto")
 
 
-Tokens = Annotated[int, BeforeValidator(parse_length), Field(ge=1)]
+_AsLength = BeforeValidator(
+    parse_length, json_schema_input_type=int | Annotated[str, Field(pattern=r"^\s*\d+[kKmM]?\s*$")]
+)
+Tokens = Annotated[int, Field(ge=1), _AsLength]
 
 
 class _Section(BaseModel):
@@ -92,7 +95,7 @@ class SamplerRecipe(_Section):
     )
     chunks: int = Field(2, ge=1, description="N, the chunks of a row (pose, balanced).")
     content: Content = Field("uniform", description="Where the chunks' text comes from (pose, balanced).")
-    headroom: int = Field(
+    headroom: Annotated[int, _AsLength] = Field(
         0,
         ge=0,
         description="Positions beyond the target that rows may reach (pose only). Without any, distances "
@@ -160,7 +163,7 @@ class TrainingRecipe(_Section):
     liger: Literal["auto", "on", "off"] = Field(
         "auto", description="Liger kernels. auto: on a GPU, where installed and made for the family."
     )
-    logits_chunk: Annotated[int, BeforeValidator(parse_length)] = Field(
+    logits_chunk: Annotated[int, _AsLength] = Field(
         1024,
         ge=0,
         description="Tokens whose logits are in memory at once, where Liger's loss is not used; 0: all.",

@@ -17,8 +17,22 @@ _GIB = 1024**3
 
 
 def default_device() -> str:
-    """The device models run on: the first GPU, or the CPU."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """The device models run on: the GPU of this process among a launcher's, the first GPU, or the CPU."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    rank = os.environ.get("LOCAL_RANK")
+    return f"cuda:{int(rank) % torch.cuda.device_count()}" if rank else "cuda"
+
+
+def idle_gpus() -> str | None:
+    """A hint for the user of a run that leaves GPUs of this machine unused, without a launcher."""
+    count = torch.cuda.device_count()
+    if count < 2 or "LOCAL_RANK" in os.environ:
+        return None
+    return (
+        f"this machine has {count} GPUs and this run uses one: torchrun --nproc-per-node {count} -m skipwise "
+        "train RECIPE uses all"
+    )
 
 
 def exact_matmuls() -> None:

@@ -1,9 +1,10 @@
-"""Writes that are whole or not there: everything is made aside, then renamed."""
+"""Writes that are whole or not there, after a power cut too: all is made aside, flushed, then renamed."""
 
 from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,11 +23,13 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     try:
         with disk_errors(folder):
             yield aside
+            flush(*sorted(aside.rglob("*"), reverse=True), aside)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
     shutil.rmtree(folder, ignore_errors=True)
     aside.replace(folder)
+    flush(folder.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -46,9 +49,23 @@ def write_bytes(path: Path, content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             aside.write_bytes(content)
+            flush(aside)
             aside.replace(path)
+            flush(path.parent)
         finally:
             aside.unlink(missing_ok=True)
+
+
+def flush(*paths: Path) -> None:
+    """Wait until the disk holds what was written to these files (or, of a folder, its names)."""
+    for path in paths:
+        if os.name == "nt":
+            return  # there a file that is open for reading cannot be flushed, and a folder not be opened
+        number = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
 
 
 @contextmanager

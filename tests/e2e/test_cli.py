@@ -110,7 +110,7 @@ REFUSED = {
     "rows above the window": (extend("--train-length", "200"), "--allow-longer-rows"),
     "rows above the target": (
         extend("--train-length", "300", "--allow-longer-rows"),
-        "--train-length 300 is larger than --target-length 256",
+        "a train_length of 300 is larger than the target_length of 256",
     ),
     "unknown sampler": (extend("--sampler", "prose"), "sampler.name = 'prose'"),
     "weights beyond 1": (extend("--sampler", "pose:0.8,cream:0.3"), "must sum to 1, not 1.1"),
@@ -315,8 +315,8 @@ class TestFinished:
         output, command, first = finished
         before = (output / "checkpoint" / "model.safetensors").stat()
         scores = (output / "scores.json").read_bytes()
-        monkeypatch.setattr("skipwise.pipeline._train", None)
-        monkeypatch.setattr("skipwise.pipeline._evaluate", None)
+        monkeypatch.setattr("skipwise.pipeline.training._train", None)
+        monkeypatch.setattr("skipwise.pipeline.run._evaluate", None)
         done = invoke(*command)
         assert done.exit_code == 0, done.stderr
         assert done.stdout.count("finished earlier") == 4

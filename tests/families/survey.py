@@ -7,9 +7,13 @@ logits of a row must be those that the stock model computes from the exported ch
 which every token at a skipped position is masked out. A window cut by index, a rounded angle, a mask lost in
 checkpointing and a scaling that is not in the exported config all show there.
 
+Every interpolation that the config can say is loaded too, and its angles compared with the formulas'.
+
 Verdicts: ``works`` (the stock class under the extended config gives the same logits), ``repaired`` (it does
-not: the reason says what was done), ``refused`` (the package says why, before anything is trained), ``not
-tried`` (stock `transformers` does not build the model), ``fails`` (anything else, which must not be).
+not: the reason says what was done), ``limited`` (either of them, but refused unless ``accept_limits`` says
+yes), ``refused`` (the package says why, before anything is trained), ``not tried`` (stock `transformers` does
+not build the model), ``fails`` (anything else, which must not be). In a hybrid, layers that are no attention
+see the filler of the long row: there the exported model must give the logits of the row itself.
 """
 
 from __future__ import annotations
@@ -40,14 +44,16 @@ from skipwise.data.collate import SkipCollator
 from skipwise.data.skips import PoSE
 from skipwise.errors import InputError, RunError
 from skipwise.export.checkpoint import export_checkpoint
+from skipwise.models.angles import angle_error, layer_types_of
 from skipwise.models.load import find_checkpoint, load_model
-from skipwise.models.probes import check
-from skipwise.models.repairs import repair
-from skipwise.rope import extend_rope
+from skipwise.models.probes import ProbeReport, check
+from skipwise.models.repairs import repair, rotary_modules
+from skipwise.rope import extend_rope, frequencies, text_config
+from skipwise.rope.reading import groups_of
 
 TARGET, ROW, STEPS = 256, 48, 2
-METHODS = ("yarn", "ntk")
-"""Interpolations to try, in this order: not every family can express each."""
+METHODS = ("yarn", "ntk", "linear")
+"""Interpolations to try: not every family can express each. The first that it can is trained with."""
 ATTENTION = ("sdpa", "eager")
 _NO_SDPA = "stock transformers has no sdpa for it"
 BOUND = 1e-3
@@ -85,7 +91,7 @@ def outcome(family: str) -> dict[str, str]:
         finally:
             logging.set_verbosity(verbosity)
             logging.enable_progress_bar()
-    reason = re.sub(r" \(off by [^)]*\)", "", reason)  # its digits are those of one machine
+    reason = re.sub(r" \((a row is )?off by [^)]*\)", "", reason)  # its digits are those of one machine
     return {"verdict": verdict, "reason": reason.replace(f"{folder}/", "")}
 
 
@@ -94,16 +100,19 @@ def _try(family: str, folder: Path) -> tuple[str, str]:
     with _stage("the tiny config"):
         config = tiny_config(family)
     extended = _extend(config, notes)
-    _save_stock(config, folder / family)
-    plain, attention = _load_and_probe(folder / family, extended, notes)
+    config = next(iter(extended.values()))
+    _save_stock(tiny_config(family), folder / family)
+    plain, attention, report = _load_and_probe(folder / family, config, notes)
+    for method, each in extended.items():
+        with _stage(f"the angles with {method}"):
+            _check_angles(_load(folder / family, each, attention))
     with _stage("the repairs"):
-        repairs = _what_was_done(folder / family, plain, extended, attention)
-    notes += _blind_to_distance(plain)
+        repairs = _what_was_done(folder / family, plain, config, attention)
     with _stage("training"):
         losses = _train(plain)
     trained = plain
     try:
-        trained = _load(folder / family, extended, attention, gradient_checkpointing=True)
+        trained = _load(folder / family, config, attention, gradient_checkpointing=True)
     except RefusedError as error:
         notes.append(str(error))
     else:
@@ -114,22 +123,45 @@ def _try(family: str, folder: Path) -> tuple[str, str]:
     with _stage("the export"):
         export_checkpoint(trained, _tokenizer(), folder / "exported")
     with _stage("the oracle"):
-        _compare_with_long_row(trained, folder / "exported", attention)
-    return ("repaired" if repairs else "works"), "; ".join([*repairs, *notes])
+        _compare_with_export(trained, folder / "exported", attention, hybrid=bool(report.token_by_token))
+    verdict = "limited" if report.limits() else "repaired" if repairs else "works"
+    return verdict, "; ".join([*repairs, *notes, *report.limits()])
 
 
-def _extend(config: PretrainedConfig, notes: list[str]) -> PretrainedConfig:
-    reasons = []
-    for method in METHODS:
+def _extend(config: PretrainedConfig, notes: list[str]) -> dict[str, PretrainedConfig]:
+    """The extended config by interpolation; if it can say none of them, the one with the longer window."""
+    extended, reasons = {}, {}
+    for method in (*METHODS, "none"):
+        if method == "none" and extended:
+            break
         try:
             with _stage("the extended config", may_refuse=True):
-                extended = extend_rope(config, TARGET, method)
+                extended[method] = extend_rope(config, TARGET, method)
         except RefusedError as error:
-            reasons.append(str(error))
-            continue
-        notes += [f"with {method}: {each}" for each in reasons]
-        return extended
-    raise RefusedError(reasons[0])
+            reasons[method] = str(error)
+    if not extended:
+        raise RefusedError(reasons[METHODS[0]])
+    if "none" in extended:
+        notes.append(f"with no interpolation: {reasons[METHODS[0]]}")
+    else:
+        notes += [f"not with {method}: {reason}" for method, reason in reasons.items()]
+    return extended
+
+
+def _check_angles(model: PreTrainedModel) -> None:
+    """The rotary modules turn at the frequencies that the formulas give for the config, and exactly."""
+    for rotary in rotary_modules(model):
+        error, bound = angle_error([rotary], TARGET)
+        if not error <= bound:
+            raise FailedError(f"cos and sin are off by {error:.2g}")
+        kinds = set(layer_types_of(rotary)) & set(groups_of(text_config(model.config)))
+        for kind in kinds:
+            wanted, _ = frequencies(model.config, kind)
+            found = getattr(rotary, f"{kind}_inv_freq" if kind else "inv_freq")
+            if not np.allclose(found.tolist(), wanted, rtol=1e-5):
+                raise FailedError(f"the frequencies are not those of {model.config.model_type}'s config")
+        if not kinds:
+            raise FailedError("none of its frequencies was found in the config")
 
 
 def _save_stock(config: PretrainedConfig, folder: Path) -> None:
@@ -152,23 +184,25 @@ def _save_stock(config: PretrainedConfig, folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-def _load_and_probe(folder: Path, config: PretrainedConfig, notes: list[str]) -> tuple[PreTrainedModel, str]:
-    """The model under the first attention that it has and that passes the probes, and that attention."""
+def _load_and_probe(
+    folder: Path, config: PretrainedConfig, notes: list[str]
+) -> tuple[PreTrainedModel, str, ProbeReport]:
+    """The model under the first attention that passes the probes, that attention, and what was found."""
     reasons = []
     for attention in ATTENTION:
         try:
             model = _load(folder, config, attention)
             with _stage("the probes", may_refuse=True):
-                check(model, TARGET)
+                report = check(model, TARGET, accept_limits=True)
         except RefusedError as error:
             reasons.append(_NO_SDPA if "has no sdpa attention" in str(error) else str(error))
             continue
         notes += [f"with {attention} attention only: {each}" for each in reasons]
-        return model, attention
+        return model, attention, report
     raise RefusedError(reasons[-1] if _NO_SDPA in reasons[0] else reasons[0])
 
 
-def _load(folder: Path, config: PretrainedConfig, attention: str, **options: bool) -> PreTrainedModel:
+def _load(folder: Path, config: PretrainedConfig | None, attention: str, **options: bool) -> PreTrainedModel:
     with _stage("loading", may_refuse=True):
         return load_model(find_checkpoint(str(folder)), config, attention=attention, **options)
 
@@ -188,19 +222,6 @@ def _what_was_done(
             return []
         done = [] if type(stock) is type(model) else [f"becomes a {type(model).__name__}"]
     return [*done, *repair(model)] or ["stock transformers gives other logits for a row"]
-
-
-def _blind_to_distance(model: PreTrainedModel) -> list[str]:
-    """A note, if no skip that is longer than its windows changes anything: nothing is extended then."""
-    half = ROW // 2
-    batch = _batch()
-    near, far = (
-        batch | {"position_ids": torch.cat((torch.arange(half), torch.arange(half) + start)).expand(2, -1)}
-        for start in (TARGET // 2, TARGET - half)
-    )
-    if _off(_row_logits(model, near), _row_logits(model, far)) > BOUND:
-        return []
-    return ["distances beyond its windows change nothing"]
 
 
 def _stock(folder: Path, attention: str, **options: Any) -> PreTrainedModel:
@@ -227,18 +248,17 @@ def _train(model: PreTrainedModel) -> list[float]:
     return losses
 
 
-def _compare_with_long_row(model: PreTrainedModel, exported: Path, attention: str) -> None:
+def _compare_with_export(model: PreTrainedModel, exported: Path, attention: str, *, hybrid: bool) -> None:
     """The oracle, in training mode (and with gradient checkpointing, if that is on) and in evaluation."""
-    stock = _stock(exported, attention).eval()
+    stock = (_load(exported, None, attention) if hybrid else _stock(exported, attention)).eval()
     for batch in (_batch(7, chunks=3), _batch(8, chunks=1)):
         with torch.no_grad():
-            long = _long_row_logits(stock, batch)
+            wanted = (_row_logits if hybrid else _long_row_logits)(stock, batch)
         for mode in (True, False):
-            off = _off(_row_logits(model.train(mode), batch), long)
+            off = _off(_row_logits(model.train(mode), batch), wanted)
             if not off <= BOUND:
-                raise FailedError(
-                    f"a row is not the long row with the skipped tokens masked (off by {off:.2g})"
-                )
+                what = "that of the export" if hybrid else "the long row with the skipped tokens masked"
+                raise FailedError(f"a row is not {what} (off by {off:.2g})")
 
 
 def _batch(seed: int = 5, chunks: int = 2) -> dict[str, torch.Tensor]:

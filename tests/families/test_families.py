@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from skipwise.data.collate import SkipCollator
 from skipwise.export.checkpoint import export_checkpoint
+from skipwise.models.probes import probe
 from skipwise.rope import extend_rope
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -63,7 +64,7 @@ def test_a_window_cut_by_index_fails(monkeypatch):
 
     monkeypatch.setattr(survey, "extend_rope", unchecked)
     monkeypatch.setattr(survey, "load_model", stock)
-    monkeypatch.setattr(survey, "check", lambda model, target: None)
+    monkeypatch.setattr(survey, "check", lambda model, target, accept_limits: probe(model, target))
     assert survey.outcome("qwen2")["verdict"] == "works"
     assert_fails("qwen2 + windows", "not the long row")
 
@@ -98,6 +99,27 @@ def test_checkpointing_that_changes_the_loss_fails(monkeypatch):
 
     monkeypatch.setattr(survey, "load_model", another_model)
     assert_fails("llama", "checkpointing changes the losses")
+
+
+def test_a_scaling_that_the_model_does_not_read_fails(monkeypatch):
+    def half(config, target, method):
+        extended = extend_rope(config, target, method)
+        if method == "ntk":
+            extended.layer_rope_theta = config.layer_rope_theta
+        return extended
+
+    monkeypatch.setattr(survey, "extend_rope", half)
+    assert_fails("granite_swa", "the angles with ntk: the frequencies are not those")
+
+
+def test_a_hybrid_that_is_not_what_was_exported_fails(monkeypatch):
+    def export(model, tokenizer, folder):
+        export_checkpoint(model, tokenizer, folder)
+        model.model.embedding_norm.weight.data.mul_(1.1)
+
+    assert survey.outcome("lfm2")["verdict"] == "limited"
+    monkeypatch.setattr(survey, "export_checkpoint", export)
+    assert_fails("lfm2", "a row is not that of the export")
 
 
 def test_an_error_inside_a_stage_fails_and_a_sentence_of_the_package_refuses(monkeypatch):

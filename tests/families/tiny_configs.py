@@ -51,7 +51,7 @@ SIZES = {
 """What replaces a field of that name, where the family's config sets one."""
 
 LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
-KINDS = ("layer_types", "mlp_layer_types", "indexer_types")
+KINDS = ("layer_types", "layers_block_type", "mlp_layer_types", "indexer_types")
 
 _MUSICGEN = {"text_encoder": {"model_type": "t5"}, "audio_encoder": {"model_type": "encodec"}, "decoder": {}}
 _NO_INPUTS_OF_ITS_OWN = {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}
@@ -91,6 +91,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     },
     "lfm2": {"layer_types": ["conv", "full_attention"]},  # by default no layer is a convolution
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},  # None by default
+    "llama4_text": {"no_rope_layers": [1, 0]},  # one in four layers has no positions: the one that sees all
     "mamba2": {"num_heads": 4, "head_dim": 16},  # heads times their size are twice the hidden size
     "mimo_v2_flash": {"head_dim": 24},  # a third of which rotates: it must be even
     "moshi": {"sliding_window": 4096},  # never off, and by default no smaller than the pretrained window
@@ -102,6 +103,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         **{"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16},
         **{"indexer_budget": 16, "indexer_compress_ratio": 4},
     },
+    "smollm3": {"no_rope_layers": [0, 1]},  # one in four layers has no positions, and may have windows
     "zaya": {"num_experts_per_tok": 1},  # nothing else is supported
 }
 """Fields that only one family needs, each with its reason."""

@@ -1,12 +1,13 @@
 import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
 from safetensors import SafetensorError
 
 from skipwise.errors import InputError, RunError
-from skipwise.files import disk_errors, whole_folder, write_json, write_text
+from skipwise.files import disk_errors, flush, whole_folder, write_json, write_text
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
@@ -106,3 +107,36 @@ def test_a_disk_that_fills_up_midway_leaves_the_file_that_was_there(tmp_path, mo
         write_json(path, [1, 2, 3])
     assert json.loads(path.read_text()) == [1]
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="files and folders cannot be flushed by their names there")
+def test_what_gets_its_name_is_on_the_disk_already(tmp_path, monkeypatch):
+    """A power cut after a rename must not leave a name without content."""
+    flushed, names, sync = [], {}, os.fsync
+
+    def note(number):
+        place = Path(f"/proc/self/fd/{number}").readlink()
+        flushed.append(place.relative_to(tmp_path).as_posix())
+        names[flushed[-1]] = {path.name for path in tmp_path.iterdir()}
+        sync(number)
+
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("needs /proc to see what is flushed")
+    monkeypatch.setattr(os, "fsync", note)
+    with whole_folder(tmp_path / "checkpoint") as aside:
+        (aside / "deeper").mkdir()
+        (aside / "deeper" / "weights").write_text("new")
+    write_text(tmp_path / "note", "whole")
+    flush(tmp_path / "note")
+    assert flushed == [
+        "checkpoint.partial/deeper/weights",
+        "checkpoint.partial/deeper",
+        "checkpoint.partial",
+        ".",
+        "note.partial",
+        ".",
+        "note",
+    ]
+    assert "checkpoint" not in names["checkpoint.partial"]
+    assert "note" not in names["note.partial"]
+    assert "note" in names["."]

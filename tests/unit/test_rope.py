@@ -6,8 +6,10 @@ import math
 
 import pytest
 from transformers import (
+    BloomConfig,
     BltConfig,
     CodeGenConfig,
+    DbrxConfig,
     DeepseekV4Config,
     FalconConfig,
     Gemma3Config,
@@ -15,17 +17,23 @@ from transformers import (
     GPT2Config,
     GPTJConfig,
     GPTNeoXConfig,
+    GraniteSWAConfig,
     LlamaConfig,
+    MambaConfig,
     Ministral3Config,
     MistralConfig,
     MixtralConfig,
     ModernBertDecoderConfig,
+    MptConfig,
     Phi3Config,
     PhiConfig,
     PhimoeConfig,
     PretrainedConfig,
     Qwen2Config,
     Qwen3Config,
+    RecurrentGemmaConfig,
+    RoFormerConfig,
+    Zamba2Config,
 )
 
 from skipwise.errors import InputError
@@ -167,7 +175,7 @@ DEEPSEEK = {
 
 
 def no_window():
-    config = PretrainedConfig()
+    config = PretrainedConfig(rope_parameters={"rope_type": "default", "rope_theta": 1e4})
     config.model_type = "windowless"
     return config
 
@@ -230,7 +238,8 @@ def no_window():
             960,
             "yarn",
             {},
-            "llama's config does not accept 'yarn': no other type can say it",
+            "llama's config does not accept 'yarn': its rope_type 'proportional' goes with linear, ntk and "
+            "abf only: choose one of them",
         ),
         (
             llama(rope_parameters=DEEPSEEK),
@@ -509,12 +518,51 @@ def test_no_older_keys_that_would_say_something_else():
     [
         (FalconConfig(alibi=True), "no rotary position embeddings"),
         (DeepseekV4Config(max_position_embeddings=4096), "later tokens change earlier ones"),
-        (BltConfig(), "computes no scaled RoPE"),
+        (BltConfig(), r"blt has RoPE in several parts \(patcher_config, .*no single one to extend"),
+        (BloomConfig(), "^bloom has ALiBi, no rotary"),
+        (MptConfig(), "^mpt has ALiBi, no rotary"),
+        (MambaConfig(), "^mamba has no rotary"),
+        (RoFormerConfig(), "^roformer rotates by a token's place in the row"),
+        (RecurrentGemmaConfig(), "^recurrent_gemma attends within windows of 2048 tokens"),
+        (Zamba2Config(use_mem_rope=False), "^zamba2 has no rotary"),
     ],
 )
 def test_models_that_skipped_positions_would_mislead_are_refused(config, reason):
     with pytest.raises(InputError, match=reason):
         extend_rope(config, 4 * 131_072, "linear")
+
+
+def test_without_a_window_the_true_reason_comes_first():
+    with pytest.raises(InputError, match=r"^bloom has ALiBi"):
+        model_window(BloomConfig())
+
+
+def test_positions_within_windows_alone_have_nothing_to_interpolate():
+    own = {"sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}
+    config = Gemma3TextConfig(**SIZES, layer_types=["sliding_attention"] * 2, sliding_window=24)
+    config.rope_parameters = own
+    with pytest.raises(InputError, match="set interpolation to none"):
+        extend_rope(config, 960, "yarn")
+    longer = extend_rope(config, 960, "none")
+    assert longer.max_position_embeddings == 960
+    assert longer.rope_parameters["sliding_attention"] == own["sliding_attention"]
+
+
+@pytest.mark.parametrize(("method", "base"), [("ntk", 700 * 10 ** (24 / 22)), ("abf", 3e6), ("yarn", 700.0)])
+def test_the_base_of_each_layer_follows(method, base):
+    # Granite's windowed models read this list, not the base beside it; 0: no positions.
+    sizes = SIZES | {"rope_parameters": {"rope_type": "default", "rope_theta": 700.0}}
+    config = GraniteSWAConfig(**sizes, layer_rope_theta=[0.0, 700.0])
+    extended = extend_rope(config, 960, method, options_of(method))
+    assert extended.layer_rope_theta == pytest.approx([0.0, base])
+    assert extended.layer_rope_theta[1] == extended.rope_parameters["rope_theta"]
+
+
+def test_parts_that_take_no_dict_are_kept():
+    config = DbrxConfig(d_model=48, n_heads=2, n_layers=2, max_seq_len=96)
+    extended = extend_rope(config, 960, "linear")
+    assert extended.ffn_config.to_dict() == config.ffn_config.to_dict()
+    assert extended.max_seq_len == 960
 
 
 @pytest.mark.parametrize(

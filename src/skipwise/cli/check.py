@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
+from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from skipwise.cli.options import interpolation_options
 from skipwise.cli.reporting import one_line_errors
 from skipwise.errors import InputError
 
@@ -27,8 +30,26 @@ def check(
         ),
     ] = None,
     interpolation: Annotated[
-        str, typer.Option(help="linear, ntk, yarn, ntk-by-parts, pose-yarn, llama3 or none (window only).")
+        str,
+        typer.Option(
+            help="linear, ntk, abf, yarn, ntk-by-parts, pose-yarn, llama3, longrope or none (window only)."
+        ),
     ] = "yarn",
+    interpolation_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="More of the interpolation, such as rope_theta=1e6 (abf); commas make a list (longrope).",
+        ),
+    ] = None,
+    accept_limits: Annotated[
+        bool,
+        typer.Option(
+            "--accept-limits",
+            help="Go on though a limit that cannot be repaired was found (hybrids; layers without "
+            "positions).",
+        ),
+    ] = False,
     full: Annotated[
         bool,
         typer.Option("--full", help="Probe the real weights, not a tiny model with the checkpoint's config."),
@@ -41,18 +62,35 @@ def check(
     Takes seconds, and reads only the config unless --full is given. Exit code 1 if the model is refused.
     """
     with one_line_errors(debug=debug):
-        target, method = _target(target_length), _method(interpolation)
-
-        from skipwise.environment import default_device
-        from skipwise.models.check import check_checkpoint
-
-        found = check_checkpoint(model, target, interpolation=method, full=full, device=default_device())
+        found = _check(
+            model,
+            _target(target_length),
+            interpolation=_method(interpolation),
+            interpolation_options=interpolation_options(interpolation_option or []),
+            accept_limits=accept_limits,
+            full=full,
+        )
         if as_json:
             typer.echo(json.dumps(found.to_json(), allow_nan=False))
         else:
             _print(found)
     if found.verdict == "refused":
         raise typer.Exit(_REFUSED)
+
+
+def _check(model: str, target: int | None, *, full: bool, **how: Any) -> CheckReport:
+    """The report. What libraries print, as DeepSpeed does when it is imported, goes to stderr."""
+    with redirect_stdout(sys.stderr):
+        from skipwise.environment import default_device
+        from skipwise.models.check import check_checkpoint
+        from skipwise.models.hints import check_safetensors, check_stock_config
+        from skipwise.models.load import find_checkpoint
+
+        checkpoint = find_checkpoint(model)
+        check_stock_config(checkpoint)
+        if full:
+            check_safetensors(checkpoint)
+        return check_checkpoint(model, target, full=full, device=default_device(), **how)
 
 
 def _target(value: str | None) -> int | None:

@@ -1,9 +1,8 @@
-"""The command line: ``skipwise demo``, ``extend``, ``check``, ``convert`` and ``coverage``."""
+"""The command line: one function a command; this file has `demo` and `extend`."""
 
 from __future__ import annotations
 
 import shlex
-import shutil
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +13,9 @@ from skipwise.cli.check import check
 from skipwise.cli.convert import convert
 from skipwise.cli.coverage import coverage
 from skipwise.cli.options import interpolation_options
+from skipwise.cli.plan import plan
 from skipwise.cli.reporting import one_line_errors
+from skipwise.cli.train import empty_run, train
 
 app = typer.Typer(
     name="skipwise",
@@ -44,7 +45,7 @@ def demo(
     with one_line_errors(debug=debug, again=_GO_ON):
         from skipwise.demo.run import demo_recipe
 
-        _start(output, fresh)
+        empty_run(output, fresh)
         recipe = demo_recipe(output.with_name(output.name + "-data"), seed)
         _extend(recipe, output)
 
@@ -177,25 +178,17 @@ def extend(
             }
         )
         folder = output or Path("runs") / f"{Path(model).name.removesuffix('.gguf')}-{target_length}"
-        _start(folder, fresh)
+        empty_run(folder, fresh)
         _extend(recipe, folder)
 
 
+app.command()(train)
+app.command()(plan)
 app.command()(check)
 app.command()(convert)
 app.command()(coverage)
 
 _GO_ON = "; the same command again goes on from what was saved"
-
-
-def _start(output: Path, fresh: bool) -> None:
-    """Empty a run folder on request; refuse to delete anything else."""
-    from skipwise.errors import InputError
-
-    if fresh and output.exists():
-        if not (output / "recipe.yaml").is_file():
-            raise InputError(f"{output} is not a run of skipwise: it is not deleted")
-        shutil.rmtree(output)
 
 
 def _extend(recipe: Any, output: Path) -> None:

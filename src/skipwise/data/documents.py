@@ -49,10 +49,10 @@ def load_documents(
     parts, seen = [], set[Path]()
     with datasets_session(cache_dir):
         for source in sources:
-            if hub := _hub_name(source):
+            if hub := hub_name(source):
                 part = _load_hub(str(source), hub, split, text_column, cache_dir)
             else:
-                files = [file for file in _files(source) if file.resolve() not in seen]
+                files = [file for file in readable_files(source) if file.resolve() not in seen]
                 seen.update(file.resolve() for file in files)
                 if not files:  # all of them came with an earlier source
                     continue
@@ -93,7 +93,7 @@ def _kind(path: Path) -> str | None:
     return next((kind for ending, kind in _KINDS.items() if name.endswith(ending)), None)
 
 
-def _hub_name(source: str | Path) -> re.Match[str] | None:
+def hub_name(source: str | Path) -> re.Match[str] | None:
     """Match a string that can only be a dataset's name: nothing on disk, and no file ending such as .txt."""
     if not isinstance(source, str) or Path(source).expanduser().exists():
         return None
@@ -103,7 +103,7 @@ def _hub_name(source: str | Path) -> re.Match[str] | None:
     return match
 
 
-def _files(source: str | Path) -> list[Path]:
+def readable_files(source: str | Path) -> list[Path]:
     """List the readable files a path or glob stands for, sorted."""
     path = Path(source).expanduser()
     if path.is_file():

@@ -6,6 +6,9 @@ training, and probed (`skipwise.models.probes`). By default a tiny model of the 
 
 The verdict is that of ``sdpa``, the default of a run, or of ``eager`` where `transformers` has no sdpa for
 the family. Another back end that fails is named with its reason and changes no verdict.
+
+A model of which only a part can use skipped positions (`skipwise.models.probes`: its limits) is refused, with
+the way out, unless ``accept_limits`` says yes; then the limit is named in the reason.
 """
 
 from __future__ import annotations
@@ -14,18 +17,18 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from transformers import PretrainedConfig
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.import_utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from skipwise.errors import InputError, SkipwiseError
 from skipwise.models.load import Checkpoint, find_checkpoint, load_config, load_model
-from skipwise.models.probes import ProbeReport, probe
+from skipwise.models.probes import ACCEPT, ProbeReport, probe
 from skipwise.models.repairs import repair
 from skipwise.models.tiny import save_tiny
 from skipwise.rope import extend_rope, model_window
@@ -100,7 +103,7 @@ def available_backends() -> tuple[str, ...]:
     optional = {
         "flash_attention_2": is_flash_attn_2_available(),
         "flash_attention_3": is_flash_attn_3_available(),
-        "xformers": "xformers" in ALL_ATTENTION_FUNCTIONS.valid_keys(),
+        "xformers": find_spec("xformers") is not None,
     }
     return ("sdpa", "eager", "flex_attention", *(name for name, here in optional.items() if here))
 
@@ -110,6 +113,8 @@ def check_checkpoint(
     target_length: int | None = None,
     *,
     interpolation: Interpolation = "yarn",
+    interpolation_options: Mapping[str, Any] | None = None,
+    accept_limits: bool = False,
     full: bool = False,
     device: str = "cpu",
 ) -> CheckReport:
@@ -120,18 +125,19 @@ def check_checkpoint(
     """
     checkpoint = find_checkpoint(name)
     config = load_config(checkpoint)
-    check_options(interpolation, {})
+    options = interpolation_options or {}
+    check_options(interpolation, options)
     rope = getattr(text_config(config), "rope_parameters", None) or {}
     try:
         window = model_window(config)
         target = target_length or FACTOR * window
-        extended = extend_rope(config, max(target, window), interpolation)
+        extended = extend_rope(config, max(target, window), interpolation, options)
     except InputError as error:
         return CheckReport(config.model_type, "refused", str(error), rope)
     if target < window:
         raise InputError(f"--target-length {target} is below the model's window of {window} tokens")
     outcomes = _outcomes(checkpoint, extended, target, full, device)
-    verdict, reason, decided_by = _verdict(outcomes)
+    verdict, reason, decided_by = _verdict(outcomes, accept_limits)
     return CheckReport(
         family=config.model_type,
         verdict=verdict,
@@ -189,23 +195,26 @@ def _halves(config: PretrainedConfig) -> bool:
     return isinstance(dtype, torch.dtype) and dtype.itemsize == 2
 
 
-def _verdict(outcomes: Mapping[str, Probed | str]) -> tuple[Verdict, str, Probed | None]:
+def _verdict(outcomes: Mapping[str, Probed | str], accept_limits: bool) -> tuple[Verdict, str, Probed | None]:
     """Verdict and reason, and the outcome that they rest on."""
     found, note = outcomes["sdpa"], ""
     if isinstance(found, str) and _NO_SDPA in found:
         found, note = outcomes["eager"], "with eager attention only: transformers has no sdpa for it"
     if isinstance(found, str):
         return "refused", found, None
-    failures = found.report.failures()
+    failures, limits = found.report.failures(), found.report.limits()
     if failures:
         holding = [
             name for name, each in outcomes.items() if isinstance(each, Probed) and not each.report.failures()
         ]
         way_out = [f"{' and '.join(holding)} would do: choose with --attention"] if holding else []
         return "refused", "; ".join([*failures, *way_out]), found
+    if limits and not accept_limits:
+        return "refused", "; ".join([*limits, ACCEPT]), found
+    said = [*found.repairs, *filter(None, [note]), *limits]
     if found.repairs:
-        return "repaired", "; ".join(filter(None, [*found.repairs, note])), found
-    return "works", note or "every probe holds on the stock class as it is", found
+        return "repaired", "; ".join(said), found
+    return "works", "; ".join(said) or "every probe holds on the stock class as it is", found
 
 
 def _finite(value: float | None) -> float | None:

@@ -14,6 +14,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -78,8 +79,11 @@ def load_model(
     attention: str = "auto",
     device: str = "cpu",
     gradient_checkpointing: bool = False,
+    quantization: BitsAndBytesConfig | None = None,
 ) -> PreTrainedModel:
     """The model with its weights in ``dtype``, under ``config`` if one is given.
+
+    With ``quantization`` its linear layers are held in 4 or 8 bits, for adapters to be trained beside them.
 
     A GPT-J or CodeGen checkpoint becomes the Phi model that computes the same (`skipwise.models.gptj`).
     The rotary frequencies stay in float32 and windows are cut by position (`skipwise.models.repairs`). Raises
@@ -90,10 +94,14 @@ def load_model(
     config = config or load_config(checkpoint)
     attention = resolve_attention(config, attention)
     model: PreTrainedModel
+    if quantization and (checkpoint.gguf_file or config.model_type in TABLE_FAMILIES):
+        what = "a GGUF file" if checkpoint.gguf_file else f"{config.model_type}, which becomes another model"
+        raise InputError(f"{checkpoint.path}: {what} cannot be quantised: set adapter.quantize to none")
     if config.model_type in TABLE_FAMILIES:
         model = as_phi(_weights(checkpoint, with_small_table(config), dtype, "eager"), config, attention)
     else:
-        model = _weights(checkpoint, config, dtype, attention)
+        placed = {"quantization_config": quantization, "device_map": {"": device}} if quantization else {}
+        model = _weights(checkpoint, config, dtype, attention, **placed)
     repair(model)
     model.config.use_cache = False
     if gradient_checkpointing:
@@ -105,14 +113,14 @@ def load_model(
             raise InputError(
                 f"{model.config.model_type} has no gradient checkpointing in transformers: leave it off"
             ) from error
-    return torch.nn.Module.to(model, device)
+    return model if quantization else torch.nn.Module.to(model, device)
 
 
 def _weights(
-    checkpoint: Checkpoint, config: PretrainedConfig, dtype: torch.dtype, attention: str
+    checkpoint: Checkpoint, config: PretrainedConfig, dtype: torch.dtype, attention: str, **options: Any
 ) -> PreTrainedModel:
     """The model of ``config`` with every one of its weights read from the checkpoint."""
-    options: dict[str, Any] = {"config": config, "dtype": dtype, "attn_implementation": attention}
+    options |= {"config": config, "dtype": dtype, "attn_implementation": attention}
     if checkpoint.gguf_file:
         options |= _dequantize()
     else:
@@ -121,6 +129,11 @@ def _weights(
     model: PreTrainedModel
     model, found = _load(AutoModelForCausalLM, checkpoint, **options)
     absent = sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])})
+    if absent and len(absent) == len(model.state_dict()) and len(found["unexpected_keys"]) > len(absent):
+        raise InputError(
+            f"{checkpoint.path}: the weights of its language model lie inside those of a larger model, where "
+            "transformers does not find them: save that part as a checkpoint of its own"
+        )
     if absent:
         raise InputError(
             f"{checkpoint.path}: its weights are not those of its config: {absent[0]} is missing or has "

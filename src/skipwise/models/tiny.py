@@ -7,7 +7,6 @@ heads (the hidden size follows from them), feed-forward layers, experts, the voc
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,7 @@ _KINDS = 4
 
 def tiny(config: PretrainedConfig) -> PretrainedConfig:
     """``config``, of a decoder without other parts, in small."""
-    values = config.to_dict()
+    values = config.to_dict()  # a deep copy
     for key in ("quantization_config", "dtype"):
         values.pop(key, None)
     heads = min(HEADS, config.num_attention_heads)
@@ -56,6 +55,8 @@ def tiny(config: PretrainedConfig) -> PretrainedConfig:
     small |= {
         key: [min(LIMITS[key], n) for n in values[key]] for key in LIMITS if isinstance(values.get(key), list)
     }
+    if values.get("n_inner", 0) is None:  # four times the hidden size
+        small["n_inner"] = LIMITS["n_inner"]
     small |= {key: i for i, key in enumerate(_TOKENS) if values.get(key) is not None}
     for key in ("num_key_value_heads", "num_kv_heads"):
         if values.get(key):
@@ -64,7 +65,7 @@ def tiny(config: PretrainedConfig) -> PretrainedConfig:
     sizes = {"num_attention_heads": heads, "hidden_size": heads * head_size}
     sizes["num_hidden_layers"] = len(_one_of_each(values, config.num_hidden_layers))
     small |= {config.attribute_map.get(key, key): size for key, size in sizes.items()}
-    return type(config).from_dict(copy.deepcopy(values | small))
+    return type(config).from_dict(values | small)
 
 
 def save_tiny(config: PretrainedConfig, folder: Path) -> PretrainedConfig:
@@ -82,7 +83,7 @@ def save_tiny(config: PretrainedConfig, folder: Path) -> PretrainedConfig:
             _randomize(model)
         model.save_pretrained(folder)
     except Exception as error:  # the classes of a hundred families: whatever they raise
-        reason = (str(error).splitlines() or [""])[0][:200]
+        reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"no tiny model of {config.model_type} can be made here ({type(error).__name__}: {reason}): "
             "use --full"

@@ -18,16 +18,20 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel, masking_utils
 from transformers.masking_utils import create_causal_mask
 
 from skipwise.errors import InputError
+from skipwise.rope import text_config
 
 MaskFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(batch, head, query, key) indices -> whether the query may see the key."""
 
 SPANS = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
 """Layer types that see a part of the row, and the config key of its length in tokens."""
+
+_MAKERS: dict[str, Any] = masking_utils.LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING
+"""What makes the mask of the other layer types, those of layers that are no attention among them."""
 
 BACKENDS = ("eager", "sdpa", "flex_attention", "xformers")
 """The back ends that take the masks made here."""
@@ -62,16 +66,14 @@ def cut_windows_by_position(model: PreTrainedModel) -> bool:
     if not windowed_layers(decoder.config):
         return False
     kind, attention = model.config.model_type, decoder.config._attn_implementation
-    others = set(getattr(decoder.config, "layer_types", None) or []) - {*SPANS, "full_attention"}
-    if others:
-        raise InputError(f"{kind} has {min(others)} layers, which cannot take skipped positions into account")
     if attention not in BACKENDS:
         raise InputError(
             f"{kind} attends within windows, which {attention} cuts by index and not by position: "
             f"set attention to one of {', '.join(BACKENDS)}"
         )
-    if _give_masks not in decoder._forward_pre_hooks.values():
-        decoder.register_forward_pre_hook(_give_masks, with_kwargs=True)
+    for maker in {decoder, model.base_model}:  # a model of several parts makes the masks of its decoder
+        if _give_masks not in maker._forward_pre_hooks.values():
+            maker.register_forward_pre_hook(_give_masks, with_kwargs=True)
     return True
 
 
@@ -88,12 +90,12 @@ def _give_masks(
 
 def _masks(decoder: Any, inputs: dict[str, Any], positions: torch.Tensor, mask: torch.Tensor | None) -> Any:
     """The masks of all layers: one where they are all alike, else by layer type."""
-    config = decoder.config
+    config = text_config(decoder.config)
     tokens = inputs.get("input_ids")
     tokens = inputs["inputs_embeds"] if tokens is None else tokens
     batch, length = tokens.shape[:2]
     positions = positions.expand(batch, -1)
-    arguments = {
+    arguments: dict[str, Any] = {
         "config": config,
         "inputs_embeds": torch.empty(batch, length, 0, dtype=decoder.dtype, device=tokens.device),
         "attention_mask": mask,
@@ -108,7 +110,7 @@ def _masks(decoder: Any, inputs: dict[str, Any], positions: torch.Tensor, mask: 
     types = set(getattr(config, "layer_types", None) or [])
     if not types:
         return cut["sliding_attention"]
-    return {kind: create_causal_mask(**arguments) for kind in types - set(cut)} | cut
+    return {kind: _MAKERS[kind](**arguments) for kind in types - set(cut)} | cut
 
 
 def _within(kind: str, span: int, positions: torch.Tensor) -> MaskFunction:

@@ -36,16 +36,16 @@ def find_base(recipe: Recipe) -> Base:
     target, train_length = recipe.target_length, recipe.train_length or window
     if target <= window:
         raise InputError(
-            f"--target-length {target} is not larger than the model's window of {window} tokens: "
+            f"a target_length of {target} is not larger than the model's window of {window} tokens: "
             "there is nothing to extend"
         )
     if train_length > window and not recipe.allow_longer_rows:
         raise InputError(
-            f"--train-length {train_length} is larger than the model's window of {window} tokens: lower it, "
-            "or say --allow-longer-rows"
+            f"a train_length of {train_length} is larger than the model's window of {window} tokens: "
+            "lower it, or allow_longer_rows"
         )
     if train_length > target:
-        raise InputError(f"--train-length {train_length} is larger than --target-length {target}")
+        raise InputError(f"a train_length of {train_length} is larger than the target_length of {target}")
     extended = extend_rope(config, target, recipe.interpolation, recipe.interpolation_options)
     lengths = tuple(sorted(set(recipe.evaluation.lengths))) or _doublings(window, target)
     return Base(checkpoint, config, extended, load_tokenizer(checkpoint), window, train_length, lengths)
@@ -72,8 +72,12 @@ def claim(output: Path, recipe: Recipe) -> None:
             raise InputError(
                 f"{output} holds a run of another recipe: choose another --output, or start over with --fresh"
             )
-    elif output.exists() and (not output.is_dir() or any(output.iterdir())):
+    elif output.exists() and (not output.is_dir() or _names(output) - {f"{recipe_file.name}.partial"}):
         raise InputError(f"{output} exists and is not a run of skipwise: choose another --output")
     with disk_errors(output):
         output.mkdir(parents=True, exist_ok=True)
         save_recipe(recipe, recipe_file)
+
+
+def _names(folder: Path) -> set[str]:
+    return {each.name for each in folder.iterdir()}

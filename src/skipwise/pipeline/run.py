@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
+from skipwise import processes
 from skipwise.config import Recipe, format_length
 from skipwise.data.coverage import coverage
-from skipwise.environment import default_device, exact_matmuls, facts, peak_memory_gib
+from skipwise.environment import default_device, exact_matmuls, facts, idle_gpus, peak_memory_gib
+from skipwise.errors import InputError
 from skipwise.evals.passkey import passkey_scores
 from skipwise.evals.perplexity import perplexity_scores
 from skipwise.evals.scores import SCHEMA, Score
@@ -39,12 +41,16 @@ def train(recipe: Recipe, output: Path, *, command: str, say: Say = print) -> Pa
     base = find_base(recipe)
     wanted = variants(recipe, base, output)[-1]
     assert wanted.folder is not None
-    claim(output, recipe)
-    corpus = read_corpus(recipe, base, output / "cache")
+    with processes.main_first():
+        claim(output, recipe)
+        corpus = read_corpus(recipe, base, output / "cache", judged=False)
+    if hint := idle_gpus():
+        say(hint)
     say(f"{wanted.title}: {wanted.description}")
     part = trained(recipe, base, corpus, wanted, output, say)
     part["peak_memory_gib"] = peak_memory_gib()
-    _write_record(recipe, base, [wanted], [part], command, output)
+    if processes.is_main():
+        _write_record(recipe, base, [wanted], [part], command, output)
     return wanted.folder
 
 
@@ -54,6 +60,11 @@ def extend(recipe: Recipe, output: Path, *, command: str, say: Say = print) -> P
     ``output/checkpoint`` holds the extended model. Raises as `train` does.
     """
     exact_matmuls()
+    if processes.count() > 1:
+        raise InputError(
+            "a comparison is judged by one process: start skipwise train with the launcher, then the same "
+            "skipwise extend without one; it goes on from there"
+        )
     base = find_base(recipe)
     compared = variants(recipe, base, output)
     claim(output, recipe)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
+from skipwise import processes
 from skipwise.config import Recipe
 from skipwise.data.passages import Passages
 from skipwise.data.rows import Rows
@@ -25,6 +26,8 @@ from skipwise.pipeline.base import Base
 from skipwise.pipeline.corpus import Corpus
 from skipwise.pipeline.variants import Variant
 from skipwise.train import engine
+from skipwise.train.adapters import WEIGHTS, add_adapter, loaded_dtype, merged, quantization
+from skipwise.train.sharding import load_device
 
 Say = Callable[[str], None]
 
@@ -35,9 +38,13 @@ def trained(
     """Train ``variant`` and export it to its folder; returns its curve, seconds and data, for the record."""
     assert variant.sampler is not None
     record = output / "train" / f"{variant.name}.json"
-    if not record.is_file():
-        write_json(record, _train(recipe, base, corpus, variant, variant.sampler, output, say))
-        shutil.rmtree(output / "train" / variant.name)  # resume points of a finished training
+    if processes.any_of(not record.is_file()):
+        found = _train(recipe, base, corpus, variant, variant.sampler, output, say)
+        with processes.main_first():
+            if processes.is_main():
+                write_json(record, found)
+    if processes.is_main():  # resume points of a finished training
+        shutil.rmtree(output / "train" / variant.name, ignore_errors=True)
     part: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
     return part
 
@@ -57,17 +64,10 @@ def _train(
     say(f"      training text: {passages.kept} documents{dropped}")
     count = recipe.training.steps * recipe.training.rows_per_step
     rows = Rows(passages, sampler, count=count, seed=recipe.seed)
-    model = load_model(
-        base.checkpoint,
-        variant.config,
-        attention=recipe.attention,
-        device=default_device(),
-        gradient_checkpointing=recipe.training.gradient_checkpointing,
-    )
     assert variant.folder is not None
     with disk_errors(output):
         result = engine.train(
-            model,
+            _load(recipe, base, variant),
             rows,
             recipe.training,
             output / "train" / variant.name,
@@ -76,8 +76,10 @@ def _train(
             accept_limits=recipe.accept_limits,
             retrieval=_retrieval(recipe, base),
         )
-        export_checkpoint(model, base.tokenizer, variant.folder, dtype=_dtype(base.config))
-    release(model)
+        if processes.is_main():
+            model = merged(result.model, _unquantised(recipe, base, variant))
+            export_checkpoint(model, base.tokenizer, variant.folder, dtype=_dtype(base.config))
+    release(result.model)
     return {
         "name": variant.name,
         "training": result.curve,
@@ -93,6 +95,31 @@ def _train(
             f"checkpoint kept ({variant.title})": f"step {result.kept_step}",
         },
     }
+
+
+def _load(recipe: Recipe, base: Base, variant: Variant) -> PreTrainedModel:
+    """The model to train, on its device, with adapters if the recipe says so."""
+    training, device = recipe.training, load_device(recipe.training)
+    dtype = loaded_dtype(training, default_device())
+    model = load_model(
+        base.checkpoint,
+        variant.config,
+        dtype=dtype,
+        attention=recipe.attention,
+        device=device,
+        gradient_checkpointing=training.gradient_checkpointing,
+        quantization=quantization(training, dtype),
+    )
+    if training.adapter is None:
+        return model
+    return add_adapter(model, training.adapter, dtype=WEIGHTS[training.weights], seed=recipe.seed)
+
+
+def _unquantised(recipe: Recipe, base: Base, variant: Variant) -> PreTrainedModel | None:
+    """The same checkpoint without quantization, for adapters to be merged into."""
+    if recipe.training.adapter is None or recipe.training.adapter.quantize == "none":
+        return None
+    return load_model(base.checkpoint, variant.config, attention=recipe.attention)
 
 
 def _retrieval(recipe: Recipe, base: Base) -> engine.Retrieval:

@@ -28,6 +28,7 @@ def model_window(config: PretrainedConfig) -> int:
     config = text_config(config)
     window = getattr(config, "max_position_embeddings", None)
     if not isinstance(window, int) or window < 1:
+        check_rope(config)  # if it has none, that is the true reason
         raise InputError(
             f"{config.model_type}: its config has no max_position_embeddings, so no known window"
         )
@@ -35,6 +36,25 @@ def model_window(config: PretrainedConfig) -> int:
     if scaled.get("rope_type") == "yarn" and scaled.get("original_max_position_embeddings") == window:
         return int(window * (scaled.get("factor") or 1.0))
     return window
+
+
+def check_rope(config: PretrainedConfig) -> None:
+    """InputError for a decoder config without RoPE in a layer that sees the whole row."""
+    kind = config.model_type
+    alibi = any(getattr(part, "alibi", False) for part in (config, getattr(config, "attn_config", None)))
+    if alibi or kind == "bloom":  # which has nothing else, and no field that says so
+        raise InputError(f"{kind} has ALiBi, no rotary position embeddings (RoPE): it cannot be extended so")
+    unused = (
+        getattr(config, "use_mem_rope", True) is False
+        or getattr(config, "position_embedding_type", "rope") != "rope"
+    )  # Zamba 2, Granite's hybrids: parameters all the same
+    if unused or not any(groups_of(config).values()):
+        raise InputError(f"{kind} has no rotary position embeddings (RoPE): its window cannot be extended so")
+    if getattr(config, "attention_window_size", None) and not hasattr(config, "max_position_embeddings"):
+        raise InputError(
+            f"{kind} attends within windows of {config.attention_window_size} tokens, and its other layers "
+            "have no positions: there is nothing to extend"
+        )
 
 
 def frequencies(config: PretrainedConfig, layer_type: str | None = None) -> tuple[list[float], float]:

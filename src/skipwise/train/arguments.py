@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
+from accelerate.utils import DistributedType, is_deepspeed_available
 from transformers import TrainingArguments
 
+from skipwise import processes
 from skipwise.config import TrainingRecipe
 from skipwise.errors import InputError
+from skipwise.train.sharding import is_sharded
 
 
 def training_arguments(
@@ -23,7 +26,7 @@ def training_arguments(
     """
     on_gpu = device.type == "cuda"
     bf16 = recipe.precision == "bfloat16" or (recipe.precision == "auto" and on_gpu)
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=recipe.steps,
         per_device_train_batch_size=micro_batch,
@@ -52,10 +55,12 @@ def training_arguments(
         **_retrieval(recipe),
         **_sharding(recipe),
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # else Trainer copies the model to every GPU it sees
+    return arguments
 
 
 def _accumulation(rows_per_step: int, micro_batch: int) -> int:
-    devices = PartialState().num_processes
+    devices = processes.count()
     if rows_per_step % (micro_batch * devices):
         raise InputError(
             f"training.rows_per_step = {rows_per_step} cannot be divided over {devices} devices in "
@@ -78,8 +83,48 @@ def _retrieval(recipe: TrainingRecipe) -> dict[str, Any]:
 
 
 def _sharding(recipe: TrainingRecipe) -> dict[str, Any]:
+    """FSDP2 or DeepSpeed; the rows of a step and the clipping stay what the recipe says."""
+    if not is_sharded(recipe):
+        return {}
+    if processes.join().distributed_type == DistributedType.NO:
+        raise InputError(
+            "training.sharding and training.deepspeed divide a model over the processes of a launcher: "
+            "torchrun --nproc-per-node GPUS -m skipwise train RECIPE"
+        )
     if recipe.deepspeed:
-        if not Path(recipe.deepspeed).is_file():
-            raise InputError(f"training.deepspeed = {recipe.deepspeed}: no such file")
-        return {"deepspeed": recipe.deepspeed}
-    return {}
+        return {"deepspeed": _deepspeed(recipe.deepspeed)}
+    layers = {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}  # by the model's _no_split_modules
+    return {
+        "fsdp": True,
+        "fsdp_config": layers | {"reshard_after_forward": True, "state_dict_type": "FULL_STATE_DICT"},
+    }
+
+
+_RECIPE_SAYS = (
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+)
+
+
+def _deepspeed(file: str) -> dict[str, Any]:
+    """The config in ``file``, checked; what belongs to the recipe is left to `Trainer` (``auto``)."""
+    try:
+        config = json.loads(Path(file).read_text(encoding="utf-8"))
+        stage = config.get("zero_optimization", {}).get("stage", 0)
+    except OSError as error:
+        raise InputError(f"training.deepspeed = {file} cannot be read: {error.strerror}") from None
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"training.deepspeed = {file} is no DeepSpeed config in JSON: {error}") from None
+    if stage not in (1, 2, 3):
+        raise InputError(
+            f"training.deepspeed = {file} divides nothing: set zero_optimization.stage to 1, 2 or 3"
+        )
+    ours = dict.fromkeys(_RECIPE_SAYS, "auto")
+    for key in ours:
+        if config.get(key, "auto") != "auto":
+            raise InputError(f"training.deepspeed = {file}: {key} is the recipe's to say: leave it out")
+    if not is_deepspeed_available():
+        raise InputError("training.deepspeed needs DeepSpeed: pip install deepspeed")
+    return {"bf16": {"enabled": "auto"}, **config, **ours}

@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import PreTrainedModel, PrinterCallback
 
+from skipwise import processes
 from skipwise.config import TrainingRecipe
 from skipwise.data.collate import SkipCollator
 from skipwise.data.rows import Rows
 from skipwise.train.arguments import training_arguments
 from skipwise.train.guards import ProbeFirst, StopOnBadLoss, StopOnSignal
+from skipwise.train.kernels import fast_kernels
 from skipwise.train.memory import explain_out_of_memory, micro_batch_for
+from skipwise.train.optimizers import optimizer_for
 from skipwise.train.progress import CURVE, MetricsLog, ProgressLine, read_metrics
-from skipwise.train.resume import last_complete_checkpoint
-from skipwise.train.sharding import check_sharded
+from skipwise.train.resume import resume_point
+from skipwise.train.sharding import check_sharded, empty_copy, is_sharded, train_device, whole_model
 from skipwise.train.speed import Speed
 from skipwise.train.trainer import SkipTrainer
 
@@ -31,9 +35,14 @@ Retrieval = Callable[[PreTrainedModel], float]
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """What a training took: wall seconds of this process, tokens of the whole run, its curve (a dict an
-    optimizer step), the looks at retrieval on the way, and the step that was kept."""
+    """The trained model, and what it took.
 
+    model: the one that was given; of one that was sharded, a whole copy on the CPU in the main process, and
+    one without weights in the others. seconds: of this process. tokens: of the whole run. curve: a dict an
+    optimizer step. retrieval: the looks on the way. kept_step: the step whose weights these are.
+    """
+
+    model: PreTrainedModel
     seconds: float
     tokens: int
     curve: list[dict[str, float]]
@@ -58,17 +67,20 @@ def train(
     ``folder`` when there is one. Raises RunError when a probe does not hold, the loss explodes or memory runs
     out, and KeyboardInterrupt, with a checkpoint saved, after ctrl-C or SIGTERM.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    device, length = next(model.parameters()).device, rows.sampler.row_length
+    processes.make_folder(folder)
+    device, length = train_device(model, recipe), rows.sampler.row_length
+    kernels = ExitStack()
+    kernels.enter_context(fast_kernels(model, recipe, device, length))
     micro_batch = micro_batch_for(model, recipe, length)
     arguments = training_arguments(recipe, folder, micro_batch=micro_batch, seed=seed, device=device)
-    last_checkpoint = last_complete_checkpoint(folder)
+    last_checkpoint = resume_point(folder)
+    empty = empty_copy(model) if is_sharded(recipe) else None
     signals = StopOnSignal()
     progress = ProgressLine(title)
     metrics = MetricsLog(folder / "metrics.jsonl", resumed=last_checkpoint is not None)
     callbacks = [
         ProbeFirst(rows.sampler.target_length, accept_limits=accept_limits),
-        StopOnBadLoss(),
+        StopOnBadLoss(rows, recipe.rows_per_step, folder),
         metrics,
         progress,
         signals,
@@ -79,11 +91,12 @@ def train(
         train_dataset=rows,
         data_collator=SkipCollator(),
         callbacks=callbacks,
+        optimizer_cls_and_kwargs=optimizer_for(model, recipe),
         retrieval=retrieval,
         speed=Speed(recipe.rows_per_step * length),
     )
     trainer.remove_callback(PrinterCallback)  # the progress line says it
-    check_sharded(trainer, recipe)
+    check_sharded(trainer, recipe, last_checkpoint)
     started = time.perf_counter()
     try:
         with explain_out_of_memory(micro_batch, length):
@@ -91,12 +104,17 @@ def train(
     finally:
         progress.stop()  # after ctrl-C too: a live line left behind hides the terminal's cursor
         signals.finish()
+        kernels.close()
     seconds = time.perf_counter() - started
     # Accelerate leaves its autocast around model.forward; what is evaluated and exported must not have it.
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    if empty is not None:
+        model = whole_model(trainer, empty)
     tokens = recipe.steps * recipe.rows_per_step * length
+    processes.wait()  # for the last line of the curve
     lines = read_metrics(folder / "metrics.jsonl")
     return TrainResult(
+        model,
         seconds,
         tokens,
         curve=[

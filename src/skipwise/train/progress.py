@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from skipwise.files import write_text
+
 CURVE = ("loss", "learning_rate", "grad_norm")
 """What a step leaves behind that the same run again leaves too."""
 
@@ -28,6 +30,8 @@ class MetricsLog(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Drop the lines of steps that the checkpoint does not hold: they are run again."""
+        if not state.is_world_process_zero:
+            return
         kept = []
         if self.resumed and self.path.exists():
             lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -36,7 +40,8 @@ class MetricsLog(TrainerCallback):
                 for line in lines
                 if line.endswith("\n") and json.loads(line)["step"] <= state.global_step
             ]
-        self.path.write_text("".join(kept), encoding="utf-8")
+        if state.is_world_process_zero:
+            write_text(self.path, "".join(kept))
 
     def on_log(
         self,

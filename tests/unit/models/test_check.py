@@ -67,14 +67,13 @@ def fail(stock, arguments):
         ("gpt_neox", "works", SOUND),
         ("mixtral", "works", SOUND),
         ("deepseek_v3", "works", SOUND),
-        ("mistral", "repaired", CUT_BY_POSITION),
         ("gemma3_text", "repaired", CUT_BY_POSITION),
         ("gemma3", "repaired", CUT_BY_POSITION),  # of several parts: its text
         ("gptj", "repaired", AS_PHI),
         ("codegen", "repaired", AS_PHI),
         ("gpt2", "refused", "no rotary position embeddings"),
-        ("bloom", "refused", "bloom"),
-        ("mamba", "refused", "mamba"),
+        ("bloom", "refused", "bloom has ALiBi, no rotary position embeddings"),
+        ("mamba", "refused", "no rotary position embeddings"),
     ],
 )
 def test_families_get_their_verdict_at_their_real_config(folder, family, verdict, reason):
@@ -91,6 +90,44 @@ def test_families_get_their_verdict_at_their_real_config(folder, family, verdict
         assert values["oracle_error"] < 1e-4
     assert found.target_length == 4 * found.window
     assert 0 < found.angle_error < 0.1
+
+
+ONLY_ATTENTION = "its hybrid layers run through a row token by token and take no notice of a skip"
+NO_POSITIONS = (
+    "distances beyond its windows of 4096 tokens change nothing, since layers that see further have"
+)
+TOO_SHORT = "distances beyond its windows of 4096 tokens change nothing, since none sees further"
+
+
+@pytest.mark.parametrize(
+    ("family", "verdict", "limit"),
+    [
+        ("falcon_h1", "works", ONLY_ATTENTION),
+        ("cohere2", "repaired", NO_POSITIONS),
+        ("mistral", "repaired", TOO_SHORT),
+    ],
+)
+def test_limits_need_a_yes_and_are_named(folder, monkeypatch, family, verdict, limit):
+    monkeypatch.setattr(check, "available_backends", lambda: ("sdpa",))
+    name = folder(family)
+    found = check_checkpoint(name)
+    assert found.verdict == "refused"
+    assert found.reason.startswith(limit)
+    assert found.reason.endswith("; if that is enough, go on with accept_limits (--accept-limits)")
+    accepted = check_checkpoint(name, accept_limits=True)
+    assert (accepted.verdict, limit in accepted.reason) == (verdict, True)
+    assert "--accept-limits" not in accepted.reason
+    assert (CUT_BY_POSITION in accepted.reason) == (verdict == "repaired")
+    keys = {"family", "verdict", "reason", "backends", "not_run", "angle_error"}
+    assert accepted.to_json().keys() == keys | {"window", "target_length", "rope"}
+    error = accepted.backends["sdpa"].to_json()["oracle_error"]
+    assert (error > 0.1) == (family == "falcon_h1")
+
+
+def test_a_yes_to_limits_is_none_to_failures(folder, break_masks, monkeypatch):
+    monkeypatch.setattr(check, "available_backends", lambda: ("sdpa",))
+    break_masks(see_all, "sdpa")
+    assert check_checkpoint(folder("llama"), accept_limits=True).verdict == "refused"
 
 
 def test_a_family_without_sdpa_is_judged_by_eager(folder):
@@ -147,12 +184,12 @@ def test_a_model_that_runs_under_none_is_refused(folder, break_masks):
 
 def test_windows_that_a_back_end_cannot_cut_are_its_reason(folder, monkeypatch):
     stock = importlib.import_module("transformers.modeling_utils").ALL_ATTENTION_FUNCTIONS
-    monkeypatch.setitem(stock._global_mapping, "xformers", stock["sdpa"])
+    monkeypatch.setitem(stock._global_mapping, "by_index", stock["sdpa"])
     assert available_backends()[:3] == tuple(THREE)
-    assert available_backends()[-1] == "xformers"
-    found = check_checkpoint(folder("mistral"))
+    monkeypatch.setattr(check, "available_backends", lambda: (*THREE, "by_index"))
+    found = check_checkpoint(folder("gemma3_text"))
     assert found.verdict == "repaired"
-    assert "which xformers cuts by index" in found.not_run["xformers"]
+    assert "which by_index cuts by index" in found.not_run["by_index"]
 
 
 def test_full_probes_the_real_weights(make_model, tmp_path, monkeypatch):
@@ -216,7 +253,9 @@ def test_a_family_that_cannot_be_made_small_needs_its_weights(folder, monkeypatc
         raise TypeError("odd sizes\nand more")
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_config", refuse)
-    with pytest.raises(InputError, match=r"^no tiny model of llama .*TypeError: odd sizes\): use --full$"):
+    with pytest.raises(
+        InputError, match=r"^no tiny model of llama .*TypeError: odd sizes and more\): use --full$"
+    ):
         check_checkpoint(folder("llama"))
 
 

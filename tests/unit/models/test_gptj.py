@@ -1,4 +1,5 @@
 import copy
+import importlib
 import json
 import math
 import subprocess
@@ -103,6 +104,28 @@ def test_no_long_table_is_built(stock):
     model = AutoModelForCausalLM.from_config(small)
     assert model.transformer.h[0].attn.embed_positions.shape[0] == 1
     assert (small.n_positions, stock.config.n_positions) == (1, WINDOW)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_long_table_is_built_for_loading(family, tmp_path, monkeypatch):
+    """At a million positions, and GPT-J-6B's 28 layers of 64 rotary dimensions, 7 GB."""
+    tiny(family).save_pretrained(tmp_path)
+    module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+    build, rows = module.create_sinusoidal_positions, []
+
+    def watch(num_pos, dim):
+        rows.append(num_pos)
+        return build(num_pos, dim)
+
+    monkeypatch.setattr(module, "create_sinusoidal_positions", watch)
+    checkpoint = find_checkpoint(str(tmp_path))
+    config = extend_rope(load_config(checkpoint), 2**20, "yarn")
+    before = config.to_dict()
+    model = load_model(checkpoint, config)
+    assert set(rows) == {1}
+    assert config.to_dict() == before
+    assert model.config.max_position_embeddings == 2**20
+    assert model.config.rope_parameters["rope_type"] == "yarn"
 
 
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated:FutureWarning")

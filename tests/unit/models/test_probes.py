@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from skipwise.errors import RunError
+from skipwise.models import probes
 from skipwise.models.probes import check, probe
 from skipwise.models.repairs import repair
 from skipwise.rope import extend_rope
@@ -162,8 +163,94 @@ def test_layers_that_run_through_the_row_token_by_token(make_model):
 def test_a_model_of_windows_alone_is_probed_within_their_sight(make_model, window):
     model = make_model("mistral", sliding_window=window, num_key_value_heads=1)
     repair(model)
-    report = check(model, 4096)
+    with pytest.raises(RunError, match=rf"^mistral has a limit: distances beyond its windows of {window} to"):
+        check(model, 4096)
+    report = check(model, 4096, accept_limits=True)
     assert report.reaches > 1e-3
+    assert "since none sees further" in report.limits()[0]
+
+
+GROUPED = {"num_key_value_heads": 1, "head_dim": 16, "pad_token_id": 0}
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "limited"),
+    [
+        ("cohere2", MIXED | {"sliding_window": 24}, True),
+        ("gemma3_text", MIXED | {"sliding_window": 24}, False),
+        ("llama4_text", GROUPED | {"no_rope_layers": [1, 0], "num_local_experts": 2}, True),
+        ("smollm3", GROUPED | {"no_rope_layers": [0, 1]}, False),
+        ("smollm3", GROUPED | {"no_rope_layers": [0, 1], "use_sliding_window": True}, False),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_yes_is_needed_where_no_layer_tells_far_distances_apart(make_model, family, config, limited, dtype):
+    windows = {"llama4_text": "attention_chunk_size", "smollm3": "sliding_window"}
+    config = {windows[family]: 24} | config if family in windows else config
+    model = make_model(family, **config).to(dtype)
+    repair(model)
+    found = probe(model, 4096)
+    assert found.failures() == []
+    assert bool(found.limits()) == limited
+    if limited:
+        assert "windows of 24 tokens change nothing, since layers that see further have no pos" in str(
+            found.limits()
+        )
+
+
+def test_windows_that_reach_the_target_are_no_limit(make_model):
+    model = make_model("mistral", sliding_window=63, num_key_value_heads=1)
+    repair(model)
+    assert probe(model, 64).limits() == []
+
+
+@pytest.fixture
+def hybrid(make_model):
+    """Convolutions below attention."""
+    return make_model("lfm2", layer_types=["conv", "full_attention"], num_key_value_heads=1, pad_token_id=0)
+
+
+def test_hybrids_need_a_yes(hybrid):
+    with pytest.raises(
+        RunError, match=r"^lfm2 has a limit: its conv layers run through .*; if that is enough"
+    ):
+        check(hybrid, 4096)
+    report = check(hybrid, 4096, accept_limits=True)
+    assert report.oracle_error > 0.05
+    assert "(a row is off by 0." in report.limits()[0]
+
+
+def test_a_hybrid_that_ignores_positions(hybrid):
+    assert failures(change_call(hybrid, lambda arguments: arguments.pop("position_ids"))) == [IGNORED]
+
+
+def test_a_hybrid_whose_attention_cuts_the_row(make_model):
+    # Its recurrent layers carry token 0 across the cut.
+    sizes = {"layer_types": ["linear_attention", "full_attention"], "head_dim": 16, "num_key_value_heads": 1}
+    model = make_model("minimax", **sizes, num_local_experts=2)
+    assert failures(model) == []
+    change_call(model, lambda arguments: arguments.pop("attention_mask"))
+    report = probe(model, 4096)
+    assert report.reaches > 1e-3
+    assert failures(model) == [IGNORED]
+
+
+def test_a_hybrid_that_leaks_or_rounds(hybrid):
+    hybrid.model.rotary_emb.inv_freq.copy_(hybrid.model.rotary_emb.inv_freq.bfloat16())
+    assert failures(hybrid, 131072) == [ANGLES]
+    norm = hybrid.model.embedding_norm
+    original = norm.forward
+    norm.forward = lambda x: original(x) + x.flip(1)
+    assert LEAK in failures(hybrid, 131072)
+
+
+def test_a_hybrid_is_no_excuse_for_windows_cut_by_index(make_model, monkeypatch):
+    # As if it had convolutions, too: without windows its row is the long row, so nothing else is to blame.
+    monkeypatch.setattr(probes, "_no_attention", lambda config: ("conv",))
+    model = make_model("gemma3_text", **MIXED, sliding_window=48)
+    assert failures(model) == [ORACLE]
+    repair(model)
+    assert failures(model) == []
 
 
 def test_dropout_inside_functions_is_silenced(make_model):

@@ -50,9 +50,9 @@ def logits(model, skip, **changed):
 
 def test_windows_by_index_are_found_and_repaired(model):
     with pytest.raises(RunError, match=r"a row is not the long row.*windows are cut by index"):
-        check(model, 64)
+        check(model, 64, accept_limits=True)
     assert "cut by position" in repair(model)[0]
-    check(model, 64)
+    check(model, 64, accept_limits=True)
     assert windowed_layers(decoder_of(model).config) in (
         {"sliding_attention": SPAN},
         {"chunked_attention": SPAN},
@@ -167,16 +167,9 @@ def test_a_back_end_that_takes_no_mask_is_refused(make_model):
         repair(model)
 
 
-def test_layers_that_are_no_attention_are_refused(make_model):
-    model = make_model("mistral", **FAMILIES["mistral"])
-    model.config.layer_types = ["sliding_attention", "conv"]
-    with pytest.raises(InputError, match=r"^mistral has conv layers"):
-        repair(model)
-
-
 def test_models_are_repaired_as_they_are_loaded(model, tmp_path):
     model.save_pretrained(tmp_path)
-    check(load_model(find_checkpoint(str(tmp_path))), 64)
+    check(load_model(find_checkpoint(str(tmp_path))), 64, accept_limits=True)
 
 
 @pytest.mark.slow

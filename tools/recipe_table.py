@@ -1,0 +1,138 @@
+"""Write what follows from the schema of a recipe: the table of its keys and the JSON schema for editors.
+
+    python tools/recipe_table.py
+
+makes `docs/recipes.md` and `recipes/schema.json`. Nothing in them is written by hand.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from skipwise.config import Recipe, parse_length, recipe_schema
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "recipes.md"
+SCHEMA = ROOT / "recipes" / "schema.json"
+
+INTRODUCTION = """\
+# Recipes
+
+A recipe is a YAML file that says everything about one run. Two keys are needed, `model` and `target_length`;
+everything else has a default. Shipped ones are in [recipes/](../recipes/README.md).
+
+    skipwise train RECIPE.yaml [KEY=VALUE ...] [--output DIR] [--fresh]
+
+trains and writes the run folder: `checkpoint/` is the extended model, `recipe.yaml` the recipe with every
+default spelled out (itself a recipe), `run.json` what it ran on and took. The same command again goes on
+where it stopped; `--fresh` starts over. `KEY=VALUE` sets a key on top of the file, sections joined by dots,
+the value in YAML; `training.adapter={}` is a section with its defaults.
+
+    skipwise train recipes/smollm2-135m-128k.yaml 'data.files=[books, more/*.jsonl]' training.steps=500
+
+A mistyped key is refused with the nearest name, and all mistakes are reported at once.
+
+    skipwise train RECIPE.yaml --dry-run
+
+tries the recipe without its cost, in seconds and without a GPU: the model's config is read and extended, a
+tiny model of the same config is probed at the target, trained two steps with the recipe's own settings on
+its own text, exported and read back. It ends with what could not be tried: kernels that are not installed,
+text that is not there.
+
+`skipwise train --schema` prints the JSON schema. An editor with the YAML language server completes and
+checks the keys of a file that begins with `# yaml-language-server: $schema=recipes/schema.json`.
+"""
+NAMES: dict[Any, str] = {str: "text", int: "whole number", float: "number", bool: "true or false"}
+LIMITS = (("ge", "at least"), ("gt", "more than"), ("lt", "less than"), ("le", "at most"))
+
+
+def page() -> str:
+    """The Markdown page: an introduction, then a table for every section."""
+    lines = [INTRODUCTION]
+    for name, section in sections(Recipe, ""):
+        lines += [f"## `{name}`" if name else "## Top level", ""]
+        if name:
+            lines += [" ".join((section.__doc__ or "").split()), ""]
+        lines += ["| key | value | default | meaning |", "|---|---|---|---|"]
+        lines += [row(key, field) for key, field in section.model_fields.items() if not inner(field)]
+        lines.append("")
+    lines += ["Lengths are in tokens, and may be written `16k` (x 1,024) or `1M` (x 1,048,576). Made by", ""]
+    return "\n".join([*lines[:-1], "`python tools/recipe_table.py` from `skipwise.config`.", ""])
+
+
+def sections(section: type[BaseModel], name: str) -> Iterator[tuple[str, type[BaseModel]]]:
+    """Every section with the name by which keys reach it, the outermost first."""
+    yield name, section
+    for key, field in section.model_fields.items():
+        if found := inner(field):
+            yield from sections(found, f"{name}.{key}".lstrip("."))
+
+
+def inner(field: FieldInfo) -> type[BaseModel] | None:
+    """The section that a field holds, if it holds one."""
+    for each in (field.annotation, *get_args(field.annotation)):
+        if isinstance(each, type) and issubclass(each, BaseModel):
+            return each
+    return None
+
+
+def row(key: str, field: FieldInfo) -> str:
+    """One line of a table."""
+    limits = [
+        f"{words} {getattr(each, name)}"
+        for each in field.metadata
+        for name, words in LIMITS
+        if hasattr(each, name)
+    ]
+    value = ", ".join([kind(field.annotation, tuple(field.metadata)), *limits])
+    return f"| `{key}` | {value} | {default(field)} | {field.description} |"
+
+
+def kind(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
+    """What may be written, in words."""
+    if any(getattr(each, "func", None) is parse_length for each in metadata):
+        return "tokens"
+    origin, inside = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return kind(inside[0], inside[1:])
+    if origin is Literal:
+        return ", ".join(f"`{each}`" for each in inside)
+    if origin in (Union, UnionType):
+        return " or ".join(kind(each) for each in inside if each is not NoneType)
+    if origin is tuple or origin is list:
+        return f"list: {kind(inside[0])}"
+    if origin is dict:
+        return f"keys with values: {kind(inside[1])}"
+    return NAMES[annotation]
+
+
+def default(field: FieldInfo) -> str:
+    """The default as YAML has it."""
+    if field.is_required():
+        return "needed"
+    value = field.default
+    if value is None or value in ((), {}):
+        return "empty"
+    return f"`{json.dumps(list(value) if isinstance(value, tuple) else value).strip(chr(34))}`"
+
+
+def schema() -> str:
+    """The JSON schema as a file."""
+    return json.dumps(recipe_schema(), indent=1) + "\n"
+
+
+def main() -> None:
+    """Write both files."""
+    PAGE.write_text(page(), encoding="utf-8")
+    SCHEMA.write_text(schema(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
