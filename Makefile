@@ -24,10 +24,18 @@ $(VENV)/installed-dev: $(VENV)/installed
 demo: setup
 	$(BIN)/skipwise demo --output runs/demo
 
+# For the tests of sharding, in a folder of its own: every program that can import it does.
+DEEPSPEED := .deepspeed
+$(DEEPSPEED)/installed: $(VENV)/installed-dev
+	rm -rf $(DEEPSPEED)
+	PIP_CONSTRAINT= DS_ACCELERATOR=cpu $(PIP) install --no-deps --no-build-isolation --target $(DEEPSPEED) \
+	  deepspeed==0.19.8 einops==0.8.2 hjson==3.1.0 msgpack==1.2.4 ninja==1.13.2 py-cpuinfo==9.0.0
+	touch $@
+
 # Two processes, each test file whole in one of them: its fixtures are made once.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-test: $(VENV)/installed-dev
+test: $(VENV)/installed-dev $(DEEPSPEED)/installed
 	$(PYTEST)
 
 test-fast: $(VENV)/installed-dev
@@ -52,4 +60,4 @@ types: $(VENV)/installed-dev
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(OLDEST) build dist
+	rm -rf $(VENV) $(OLDEST) $(DEEPSPEED) build dist

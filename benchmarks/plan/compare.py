@@ -67,6 +67,8 @@ def compare(case: dict[str, Any]) -> Comparison:
         **{key: given[key] for key in ("row_length", "method", "weights", "optimizer", "micro_batch")},
         accumulates=given["micro_batches"] > 1,
         gradient_checkpointing=given["checkpointing"],
+        liger=given["liger"] == "all",
+        stochastic=False,  # torch's fused AdamW
         loss="fused" if given["fused_loss"] else "whole",
     )
     seconds = sum(case["seconds"].values())

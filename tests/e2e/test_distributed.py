@@ -36,7 +36,11 @@ CUT = 4 * 8 + 4
 """The row at which a run is cut off: in step 5, with the checkpoints of steps 2 and 4 on the disk. Each of
 two processes meets it with its second micro-batch: one that waited for the other would wait for ever."""
 
-needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
+DEEPSPEED = Path(__file__).parents[2] / ".deepspeed"
+"""Where `make` installs it: nothing that does not ask for it shall import it."""
+needs_deepspeed = pytest.mark.skipif(
+    not DEEPSPEED.is_dir() and find_spec("deepspeed") is None, reason="DeepSpeed is not installed"
+)
 
 
 def launch(processes, folder, jobs):
@@ -53,7 +57,8 @@ def start(processes, command):
         [*launcher, f"--nproc-per-node={processes}", *command],
         env=os.environ
         | {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-        | {"PYTHONWARNINGS": "ignore"},  # of torch about DeepSpeed
+        | {"PYTHONWARNINGS": "ignore"}  # of torch about DeepSpeed
+        | {"PYTHONPATH": os.pathsep.join(filter(None, (str(DEEPSPEED), os.environ.get("PYTHONPATH"))))},
         capture_output=True,
         text=True,
         timeout=300,

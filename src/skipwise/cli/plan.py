@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -45,7 +45,13 @@ def plan(
             help="Default: only where it does not fit without.",
         ),
     ] = None,
-    loss: Annotated[str, typer.Option(help="fused (Liger), chunked or whole logits.")] = "fused",
+    liger: Annotated[
+        bool | None,
+        typer.Option("--liger/--no-liger", help="Its kernels; default: where it has them for the family."),
+    ] = None,
+    logits_chunk: Annotated[
+        int, typer.Option(min=0, help="Tokens whose logits are in memory at once without Liger; 0: all.")
+    ] = 1024,
     rank: Annotated[int, typer.Option(min=1, help="Of LoRA's adapters.")] = 16,
     price: Annotated[
         float | None, typer.Option(min=0, help="US dollars a GPU and hour; default: a guess at its rent.")
@@ -62,14 +68,13 @@ def plan(
         from skipwise.models.size import model_size
         from skipwise.plan import make_plan
         from skipwise.plan.hardware import find_hardware
-        from skipwise.plan.memory import Loss, Settings
+        from skipwise.plan.memory import Settings
         from skipwise.rope import model_window
 
         gpu = find_hardware(hardware)
         choices: dict[str, Any] = {
             "weights": _one_of("--weights", weights, ("float32", "bfloat16")),
             "optimizer": _one_of("--optimizer", optimizer, ("adamw", "adamw-8bit")),
-            "loss": _one_of("--loss", loss, get_args(Loss)),
         }
         if target_length is None:
             raise InputError("no target: say --target-length, for example 32k")
@@ -79,8 +84,12 @@ def plan(
         length = given or model_window(config)
         if length > target:
             raise InputError(f"rows of {length} tokens are longer than the target of {target}")
+        size = model_size(config)
+        choices["liger"] = size.liger if liger is None else liger
+        choices["loss"] = "fused" if choices["liger"] else "chunked" if logits_chunk else "whole"
+        choices["logits_chunk"] = logits_chunk
         found = make_plan(
-            model_size(config),
+            size,
             target_length=target,
             train_length=length,
             hardware=gpu,
@@ -154,6 +163,8 @@ def _facts(found: Plan) -> Iterator[tuple[str, str]]:
         "Weights",
         f"{settings.weights} if all are trained; {settings.optimizer}; adapters of rank {settings.rank}",
     )
+    chunks = f"logits of {settings.logits_chunk} tokens at a time" if settings.logits_chunk else "all logits"
+    yield "Kernels", "Liger's" if settings.liger else f"stock; {chunks}"
     each = f"{found.gpus} x {hardware.title} ({hardware.memory:g} GiB)"
     yield "Hardware", f"{each}, {found.price:.2f} dollars a GPU and hour"
 

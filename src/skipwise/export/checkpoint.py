@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from skipwise.errors import RunError
 from skipwise.files import whole_folder, write_json
-from skipwise.rope import legacy_rope_keys, model_window, text_config
+from skipwise.rope import attention_scale_for_vllm, legacy_rope_keys, model_window, text_config
 
 
 def export_checkpoint(
@@ -42,6 +42,7 @@ def export_checkpoint(
         config_file = aside / "config.json"
         config = json.loads(config_file.read_text(encoding="utf-8"))
         config |= legacy_rope_keys(model.config)
+        attention_scale_for_vllm(config)
         config["use_cache"] = True  # off during training only
         write_json(config_file, config)
         for file in aside.iterdir():  # safetensors keeps its files from everybody else on the machine

@@ -27,9 +27,21 @@ TOKENS = 64
 """Tokens of the row that is run: all counts but those of masks are proportional to it."""
 
 LIGER_FAMILIES = frozenset(
-    "deepseek_v2 deepseek_v3 exaone4 falcon_h1 gemma gemma2 gemma3_text gemma4_text glm4 gpt_oss granite "
-    "hunyuan_v1_dense hunyuan_v1_moe llama llama4_text ministral mistral mixtral nemotron olmo2 olmo3 phi3 qwen2 "
-    "qwen3 qwen3_5_moe_text qwen3_5_text qwen3_moe qwen3_next smollm3".split()
+    (
+        *(
+            "deepseek_v2",
+            "deepseek_v3",
+            "exaone4",
+            "falcon_h1",
+            "gemma",
+            "gemma2",
+            "gemma3_text",
+            "gemma4_text",
+        ),
+        *("glm4", "gpt_oss", "granite", "hunyuan_v1_dense", "hunyuan_v1_moe", "llama", "llama4_text"),
+        *("ministral", "mistral", "mixtral", "nemotron", "olmo2", "olmo3", "phi3", "qwen2", "qwen3"),
+        *("qwen3_5_moe_text", "qwen3_5_text", "qwen3_moe", "qwen3_next", "smollm3"),
+    )
 )
 """Families of language models that Liger 0.8 has kernels for."""
 
@@ -127,7 +139,7 @@ class _Adapter:
 def liger_kernels(model: nn.Module) -> Iterator[None]:
     """While this lasts, norms and gated MLPs of ``model`` have the shapes of Liger's kernels.
 
-    They keep their input and a number a token, and gate and up (Hsu et al. 2024, arXiv 2410.10989, section 3.2).
+    They keep their input and a number a token, and gate and up (Hsu et al. 2024, arXiv 2410.10989).
     """
     replaced = []
     for module in model.modules():

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from skipwise.models.size import ModelSize
-    from skipwise.models.trace import Training
+    from skipwise.models.trace import Kept, Training
 
 Method = Literal["full", "lora", "qlora"]
 Loss = Literal["fused", "chunked", "whole"]
@@ -45,9 +45,11 @@ LAYER_GRADIENTS = 0.4
 class Settings:
     """One training; the fields are those of `skipwise.config.TrainingRecipe`.
 
-    row_length: tokens in a row. micro_batch: rows in one forward pass of one GPU. accumulates: whether an
-    optimizer step has several of them. loss: fused (Liger), in chunks of ``logits_chunk`` tokens, or of the
-    whole micro-batch at once. gpus: between which rows, and weights if ``sharded``, are divided.
+    row_length: tokens in a row. stochastic: whether bfloat16 weights are rounded so by the optimizer.
+    micro_batch: rows in one forward pass of one GPU. accumulates: whether an optimizer step has several of
+    them. liger: its kernels for norms and MLPs. loss: fused (Liger's kernel), chunked (``logits_chunk`` tokens
+    at a time), or whole (the micro-batch at once). gpus: between which rows, weights, gradients and moments are
+    divided.
     """
 
     row_length: int
@@ -56,7 +58,9 @@ class Settings:
     optimizer: Literal["adamw", "adamw-8bit"] = "adamw"
     micro_batch: int = 1
     accumulates: bool = True
+    stochastic: bool = True
     gradient_checkpointing: bool = False
+    liger: bool = True
     loss: Loss = "fused"
     logits_chunk: int = 1024
     rank: int = 16
@@ -66,6 +70,10 @@ class Settings:
     def training(self) -> Training:
         """What the row was traced for."""
         return self.weights if self.method == "full" else self.method
+
+    def kept(self, size: ModelSize) -> Kept:
+        """Bytes a token that the forward pass keeps."""
+        return (size.kept_liger if self.liger else size.kept)[self.training]
 
     @property
     def tokens(self) -> int:
@@ -106,7 +114,7 @@ def training_memory(size: ModelSize, settings: Settings) -> Memory:
         "backward": (before, kept, _loss(size, settings, backward=True), _copies(size, settings)),
         "layers": (before, kept, *_on_the_way_back(size, settings)),
         "gradients": (gradients, 0.0, 0.0, _embedding_gradients(size, settings)),
-        "update": (gradients, 0.0, 0.0, 0.0),
+        "update": (gradients, 0.0, 0.0, _update(size, settings)),
     }
     gathered = _gathered(size, settings)
     found = [
@@ -139,7 +147,7 @@ def _activations(size: ModelSize, settings: Settings) -> float:
 
     It is there in full: a byte for each pair of tokens of a row, two more where it becomes a bias.
     """
-    kept = size.kept[settings.training]
+    kept = settings.kept(size)
     each = kept.layer_inputs if settings.gradient_checkpointing else kept.everything
     windowed = any(layer.window for layer in size.attention)
     mask = 3.0 * settings.micro_batch * settings.row_length**2 if windowed else 0.0
@@ -195,7 +203,7 @@ def _copies(size: ModelSize, settings: Settings, *, all_layers: bool = False) ->
 def _on_the_way_back(size: ModelSize, settings: Settings) -> tuple[float, float]:
     """Bytes of the loss's gradients and of temporary tensors while the backward pass is in the last layer."""
     wide = 4 if _wide(settings) else 2
-    layer = size.kept[settings.training].largest_layer * settings.tokens
+    layer = settings.kept(size).largest_layer * settings.tokens
     recomputed = layer if settings.gradient_checkpointing else 0.0
     head = wide * size.head if _trains_head(settings) and (size.tied or not settings.accumulates) else 0
     copies = max(_copies(size, settings) - 2.0 * size.head, 0.0)
@@ -208,6 +216,13 @@ def _embedding_gradients(size: ModelSize, settings: Settings) -> float:
     if settings.method != "full":
         return 0.0
     return (4.0 if _wide(settings) else 2.0) * size.embedding * (2 if size.tied else 1)
+
+
+def _update(size: ModelSize, settings: Settings) -> float:
+    """Bytes of the optimizer's float32 copies: of the largest weight, or of pieces of 2^24 numbers."""
+    if settings.optimizer == "adamw-8bit":
+        return 8.0 * size.largest_matrix / settings.gpus
+    return 32.0 * min(size.largest_matrix, 2**24) if settings.training == "bfloat16" else 0.0
 
 
 def _gathered(size: ModelSize, settings: Settings) -> float:

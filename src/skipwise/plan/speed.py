@@ -8,9 +8,12 @@ scores are computed again (Dao 2023, arXiv 2307.08691, section 4.1). Gradient ch
 forward pass of the layers.
 
 To the time of these, at the shares of the datasheet's speed below, comes that of moving bytes: what the
-forward pass keeps is written and read several times over, autocast copies float32 weights, the optimizer
-reads and writes everything it has, 4-bit weights are unpacked. A small model's step takes no less than
-launching its kernels. The shares are those of one H200 (benchmarks/plan); for other GPUs they are assumed.
+forward pass keeps is written and read many times over by the small operations between matrix products,
+autocast copies float32 weights, the optimizer reads and writes everything it has, 4-bit weights are unpacked.
+A step takes no less than launching its kernels, which is what a small model waits for.
+
+The constants were fitted to 19 measured steps on one H200 (benchmarks/plan); for other GPUs they are assumed,
+and launching depends on the host's processor.
 """
 
 from __future__ import annotations
@@ -24,18 +27,23 @@ if TYPE_CHECKING:
     from skipwise.models.size import ModelSize
     from skipwise.plan.hardware import Hardware
 
-MATRIX_SHARE = 0.65
+MATRIX_SHARE = 0.8
 """Of the datasheet's speed, in matrix products."""
-ATTENTION_SHARE = 0.45
+ATTENTION_SHARE = 0.53
 """Of the datasheet's speed, in attention."""
-BANDWIDTH_SHARE = 0.75
+BANDWIDTH_SHARE = 0.8
 """Of the datasheet's bandwidth."""
-MOVES = 6.0
-"""How often what a forward pass keeps is written or read, forward and back."""
-MOVES_AGAIN = 2.5
-"""How often more with gradient checkpointing."""
-LAUNCH = 1.6e-3
-"""Seconds to launch the kernels of one layer, forward and back."""
+MOVES, MOVES_AGAIN = 21.0, 3.0
+"""How often what a forward pass keeps is written or read, forward and back; more with checkpointing."""
+ADAPTER_MOVES = 1.6
+"""So many times as much with adapters, which copy and add."""
+LAUNCH, LAUNCH_ADAPTERS = 3.0e-3, 6.2e-3
+"""Seconds to launch the kernels of a layer, forward and back; with adapters."""
+LAUNCH_AGAIN = 1.75
+"""So many times as long with checkpointing."""
+UPDATE = {"float32": 46.0, "bfloat16": 30.0, "stochastic": 220.0, "adamw-8bit": 205.0}
+"""Bytes moved to clip and update a weight: by torch's fused AdamW; by operations in float32 that round
+stochastically (counted, not measured); by torchao's 8-bit one."""
 PARALLEL_SHARE = 0.9
 """Of the speed of one GPU, for each of several (assumed, not measured)."""
 
@@ -47,7 +55,8 @@ def step_seconds(size: ModelSize, settings: Settings, hardware: Hardware, micro_
     matrices = matrix_flops(size, settings) / (flops * MATRIX_SHARE)
     attention = attention_flops(size, settings) / (flops * ATTENTION_SHARE)
     moving = _moved(size, settings) / bandwidth
-    launching = LAUNCH * size.layers * (4 / 3 if settings.gradient_checkpointing else 1)
+    launching = size.layers * (LAUNCH if settings.method == "full" else LAUNCH_ADAPTERS)
+    launching *= LAUNCH_AGAIN if settings.gradient_checkpointing else 1.0
     update = _updated(size, settings) / bandwidth
     seconds = micro_batches * max(matrices + attention + moving, launching) + update
     return seconds / (PARALLEL_SHARE if settings.gpus > 1 else 1.0)
@@ -94,7 +103,8 @@ def _moved(size: ModelSize, settings: Settings) -> float:
     """Bytes moved in one forward and backward pass on one GPU, besides those of the matrix products."""
     again = settings.gradient_checkpointing
     moves = MOVES + MOVES_AGAIN * again
-    moved = moves * size.kept[settings.training].everything * settings.tokens
+    moves *= 1.0 if settings.method == "full" else ADAPTER_MOVES
+    moved = moves * settings.kept(size).everything * settings.tokens
     moved += (8.0 if settings.loss == "fused" else 40.0) * settings.tokens * size.vocabulary
     if settings.training == "float32":  # copied; gradients made float32, and added
         moved += (6.0 * (1 + again) + 18.0) * size.parameters
@@ -107,6 +117,9 @@ def _moved(size: ModelSize, settings: Settings) -> float:
 
 def _updated(size: ModelSize, settings: Settings) -> float:
     """Bytes moved on each GPU to clip gradients and to update weights and moments."""
-    each = 2 if settings.training == "bfloat16" else 4
-    moments = 1 if settings.optimizer == "adamw-8bit" else each
-    return (6.0 * each + 4.0 * moments) * trained_parameters(size, settings) / settings.gpus
+    kind = "stochastic" if settings.training == "bfloat16" and settings.stochastic else "float32"
+    if settings.training == "bfloat16" and not settings.stochastic:
+        kind = "bfloat16"
+    if settings.optimizer == "adamw-8bit":
+        kind = "adamw-8bit"
+    return UPDATE[kind] * trained_parameters(size, settings) / settings.gpus

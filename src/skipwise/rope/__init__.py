@@ -40,10 +40,11 @@ length would be taught frequencies that the target length never uses. Where only
 """
 
 from skipwise.rope.extend import extend_rope
-from skipwise.rope.legacy import legacy_rope_keys
+from skipwise.rope.legacy import attention_scale_for_vllm, legacy_rope_keys
 from skipwise.rope.reading import frequencies, model_window, rotary_share, rotary_size, text_config
 
 __all__ = [
+    "attention_scale_for_vllm",
     "extend_rope",
     "frequencies",
     "legacy_rope_keys",

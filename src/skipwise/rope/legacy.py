@@ -39,3 +39,16 @@ def legacy_rope_keys(config: PretrainedConfig) -> Parameters:
     except (StrictDataclassError, KeyError, RuntimeError, TypeError, ValueError):
         return {}
     return keys if again.rope_parameters == config.rope_parameters else {}
+
+
+def attention_scale_for_vllm(values: Parameters) -> None:
+    """Say LongRoPE's scale of attention in ``values`` (a ``config.json``) under vLLM's names too, in place.
+
+    vLLM (0.32) leaves ``attention_factor`` out for all but Phi and takes a scale of its own
+    (benchmarks/engines); `transformers` remarks on the two further keys and goes by ``attention_factor``.
+    """
+    for key in ("rope_parameters", "rope_scaling"):
+        group = values.get(key) or {}
+        if group.get("rope_type") == "longrope" and group.get("attention_factor") is not None:
+            for name in ("short_mscale", "long_mscale"):
+                group.setdefault(name, group["attention_factor"])

@@ -46,6 +46,20 @@ def test_stock_transformers_gives_the_same_logits(make_extended, tokenizer, tmp_
     assert torch.equal(far_logits(reloaded), far_logits(model))
 
 
+def test_the_scale_of_attention_under_the_names_vllm_reads(make_extended, tokenizer, tmp_path):
+    model = make_extended("pose-yarn")
+    export_checkpoint(model, tokenizer, tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    scale = model.config.rope_parameters["attention_factor"]
+    assert scale != 1.0
+    for key in ("rope_parameters", "rope_scaling"):
+        assert {written[key][name] for name in ("short_mscale", "long_mscale", "attention_factor")} == {scale}
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert torch.equal(far_logits(reloaded), far_logits(model))
+    export_checkpoint(make_extended("yarn"), tokenizer, tmp_path / "other")
+    assert "mscale" not in (tmp_path / "other" / "config.json").read_text()
+
+
 def test_a_model_that_a_mixed_precision_trainer_left_wrapped(make_extended, tokenizer, tmp_path):
     model = make_extended()
     expected = far_logits(model)

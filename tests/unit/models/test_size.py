@@ -89,6 +89,26 @@ def test_the_parts_of_a_llama_by_hand():
     assert found.cache == (Cached(2 * shared, None),) * 3
 
 
+def test_ligers_kernels_keep_less_by_hand():
+    found = model_size(LLAMA)
+    hidden, shared, inner, heads = 24, 8, 56, 6
+    core = 2 * (2 * hidden + 2 * shared) + 4 * heads + 2 * 4 + 2 * (3 * inner)  # gate, up and their product
+    angles = 2 * (hidden // heads)
+    norms = 2 * (2 + 2) * hidden  # what goes in and, as the matrices' input, what comes out
+    assert found.liger
+    assert found.kept_liger["bfloat16"].largest_layer == core + norms + 2 * angles
+    wide = 2 * 4 * hidden + 2 * 5 * hidden  # in float32, then a copy for each of five matrices
+    assert found.kept_liger["float32"].largest_layer == core + wide + 4 * angles
+    assert model_size(LLAMA) == found  # nothing is left behind
+
+
+def test_ligers_kernels_of_a_gate_and_up_in_one_matrix():
+    found = model_size(tiny_config("phi3"))
+    assert found.traced
+    assert found.kept_liger["bfloat16"].everything < found.kept["bfloat16"].everything
+    assert not model_size(tiny_config("gpt_neox")).liger
+
+
 def test_tied_embeddings_count_once():
     tied = model_size(LlamaConfig(**TINY, vocab_size=101, tie_word_embeddings=True))
     apart = model_size(LlamaConfig(**TINY, vocab_size=101))

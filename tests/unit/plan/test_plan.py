@@ -64,7 +64,9 @@ def test_whole_logits_take_twelve_bytes_a_token_and_word(llama):
     found = training_memory(llama, settings(weights="bfloat16", loss="whole", micro_batch=8))
     assert found.moment == "backward"
     assert found.loss == 12 * 8 * 2_048 * 32_000
-    assert found.activations == llama.kept["bfloat16"].everything * 8 * 2_048
+    assert found.activations == llama.kept_liger["bfloat16"].everything * 8 * 2_048
+    stock = training_memory(llama, settings(weights="bfloat16", loss="whole", micro_batch=8, liger=False))
+    assert stock.activations == llama.kept["bfloat16"].everything * 8 * 2_048
 
 
 def test_chunked_logits_do_not_grow_with_the_row(llama):

@@ -127,6 +127,24 @@ def test_no_tensor_of_tokens_by_vocabulary_is_made(make_model):
     assert chunked == chunk * vocabulary  # the weights are 1009 x 8
 
 
+def test_no_logits_wait_for_the_backward_pass(make_model):
+    """Chunks whose logits are all kept until then would save nothing."""
+    tokens, vocabulary = 2 * 120, 1009
+    model = make_model(vocab_size=vocabulary, hidden_size=8, intermediate_size=8).train()
+    found = []
+    for size in (0, 16):
+        chunk_the_loss(model, size)
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda each: kept.append(each) or each, lambda each: each
+        ):
+            model(**row_with_gap(2, 120), use_cache=False)
+        found.append(sum(each.numel() for each in kept if each.shape[-1] == vocabulary))
+    stock, chunked = found
+    assert stock >= tokens * vocabulary
+    assert chunked <= 2 * vocabulary  # of the one token in each row
+
+
 def test_evaluation_and_generation_see_logits(make_model):
     stock, model = make_model(), make_model()
     chunk_the_loss(model, 4)
@@ -194,7 +212,7 @@ def test_a_forward_that_cannot_be_called_so_is_left_alone(make_model):
 
 @pytest.mark.parametrize("training", [False, True])
 def test_the_probe_leaves_no_trace(make_model, training):
-    model = make_model().train(training)
+    model = make_model(attention_dropout=0.5).train(training)
     random = torch.get_rng_state()
     loss, gradient = loss_and_gradient(model)
     assert torch.equal(torch.get_rng_state(), random)
@@ -203,3 +221,4 @@ def test_the_probe_leaves_no_trace(make_model, training):
     assert "forward" not in vars(model.model)
     assert not loss.requires_grad
     assert gradient.any()
+    assert chunk_the_loss(model, 8) is None  # dropout drew the same twice
