@@ -21,6 +21,7 @@ import pytest
 KILLS = {"train": 20, "extend": 10}
 EVENTS = {"open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "shutil.rmtree"}
 """Audit events of Python that stand for an operation on a file."""
+GOES_ON = ("complete.json", "train/*.json", "parts/*.json")
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,8 @@ def harness(job: type, folder: Path, wanted: int, seed: int = 7) -> dict:
     """Kill ``job`` ``wanted`` times: at its first file operations, then at random ones and random times.
 
     A run that finishes in spite of it is compared and a new one begun. Gives the kills, the digests of what
-    the uninterrupted run made and of what every other one made, and how often a checkpoint was found.
+    the uninterrupted run made and of what every other one made, and how often there was something to go on
+    from: a checkpoint, a finished training, a judged variant.
     """
     draw, first = random.Random(seed), list(job.first)
     job.prepare(folder)
@@ -70,7 +72,7 @@ def harness(job: type, folder: Path, wanted: int, seed: int = 7) -> dict:
                 how = {"die_at": first.pop(0) if first else draw.randint(1, noted["operations"])}
             else:
                 how = {"after": draw.uniform(0, seconds)}
-            report["resumed"] += bool(list(cut.rglob("complete.json")))
+            report["resumed"] += any(any(cut.rglob(name)) for name in GOES_ON)
             finished = attempt(job, cut, **how)
             report["kills"] += not finished
         report["cut"].append(job.digests(cut))

@@ -197,7 +197,7 @@ def _windows(config: PretrainedConfig, count: int) -> list[int | None]:
 def _latent(config: PretrainedConfig, cache: tuple[Cached, ...]) -> tuple[Cached, ...]:
     """Multi-head latent attention is cached as its latents (DeepSeek-V2, arXiv 2405.04434), as servers do.
 
-    `transformers` itself keeps the full keys and values that are made of them.
+    `transformers` itself may keep the full keys and values that are made of them.
     """
     rank = getattr(config, "kv_lora_rank", None)
     if not rank:

@@ -47,9 +47,9 @@ class Settings:
 
     row_length: tokens in a row. stochastic: whether bfloat16 weights are rounded so by the optimizer.
     micro_batch: rows in one forward pass of one GPU. accumulates: whether an optimizer step has several of
-    them. liger: its kernels for norms and MLPs. loss: fused (Liger's kernel), chunked (``logits_chunk`` tokens
-    at a time), or whole (the micro-batch at once). gpus: between which rows, weights, gradients and moments are
-    divided.
+    them. liger: its kernels for norms and MLPs. loss: fused (Liger's kernel), chunked (``logits_chunk``
+    tokens at a time), or whole (the micro-batch at once). gpus: between which rows, weights, gradients and
+    moments are divided.
     """
 
     row_length: int

@@ -152,7 +152,7 @@ def test_operations_of_matrices_by_hand(llama):
     }
     for (method, again), each in counts.items():
         given = settings(method=method, gradient_checkpointing=again)
-        assert matrix_flops(llama, given) == each * tokens, (method, again)
+        assert matrix_flops(llama, given) == pytest.approx(each * tokens, rel=1e-5), (method, again)
 
 
 def test_operations_of_attention_pair_by_pair(llama):
@@ -250,4 +250,4 @@ def test_pose_costs_what_its_rows_cost(llama):
     found = {(each.settings.method, each.rows): each for each in planned(llama, "b200").runs}
     ratio = found["lora", "full-length"].seconds / found["lora", "pose"].seconds
     assert ratio > 64  # so many times the tokens, and their attention
-    assert 0.2 < found["lora", "pose"].mfu < 0.8
+    assert 0.2 < found["lora", "full-length"].mfu < 0.6
