@@ -64,7 +64,7 @@ class ModelSize:
     linear maps within layers (what LoRA adapts and QLoRA quantizes); matrix_sides: the sum of their inputs
     and outputs, so that adapters of rank r have r times as many; largest_matrix: of the largest of all.
     flops: of the matrix products of a forward pass, a token, attention's own products apart. kept_liger: with
-    Liger's kernels for norms and MLPs; liger: whether it has such for the family.
+    Liger's kernels for norms and MLPs, if (``liger``) it has such for the family.
     """
 
     family: str
@@ -99,7 +99,8 @@ def model_size(config: PretrainedConfig) -> ModelSize:
         with _quiet():
             flops, attention, cache = _forward(model)
             kept = {each: kept_for_backward(model, layers, each) for each in get_args(Training)}
-            liger = {each: kept_for_backward(model, layers, each, liger=True) for each in get_args(Training)}
+            known = config.model_type in LIGER_FAMILIES
+            liger = {each: kept_for_backward(model, layers, each, liger=known) for each in get_args(Training)}
         traced = True
     except Exception:  # noqa: BLE001 - the code of a hundred families, on tensors without values
         flops, attention, cache, kept = _estimate(model, layers, linear)

@@ -129,7 +129,9 @@ class _Adapter:
         self.copies = training == "lora"
         weights.update(each.untyped_storage()._cdata for each in self.factors)
 
-    def __call__(self, module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:  # noqa: ARG002
+        if not isinstance(output, torch.Tensor):  # a router that calls itself a linear map
+            return output
         down, up = self.factors
         given = args[0].float() if self.copies else args[0]
         return output + F.linear(F.linear(given, down), up) * 2.0

@@ -26,6 +26,8 @@ _FUSED = "fused_linear_cross_entropy"
 _FOR_ALL_MODELS = {"rope": False, "cross_entropy": False}
 """What Liger replaces for every model of the process, or in torch itself: left out."""
 
+_IN_LAYERS = ("rms_norm", "layer_norm", "swiglu", "geglu")
+
 _ABSENT = object()
 
 _log = logging.getLogger(__name__)  # not set up by anybody: one line on stderr
@@ -45,7 +47,7 @@ def fast_kernels(
     stock = cast(PreTrainedModel, getattr(model, "get_base_model", lambda: model)())
     before = _attributes(stock.modules())
     with torch.autocast(stock.device.type, torch.bfloat16, enabled=autocast):
-        notes = [apply_liger(stock, recipe.liger)]
+        notes = [apply_liger(stock, recipe.liger, in_layers=not recipe.compile)]
         if "forward" not in vars(stock) and recipe.rows_per_step * row_length > recipe.logits_chunk:
             notes.append(chunk_the_loss(stock, recipe.logits_chunk))
     changes = _changes(before)
@@ -58,9 +60,15 @@ def fast_kernels(
         _undo(changes)
 
 
-def apply_liger(model: PreTrainedModel, choice: Literal["auto", "on", "off"] = "auto") -> str | None:
+def apply_liger(
+    model: PreTrainedModel, choice: Literal["auto", "on", "off"] = "auto", *, in_layers: bool = True
+) -> str | None:
     """Let ``model`` run Liger's kernels (Hsu et al. 2024) for norms, MLPs and the loss; with its loss,
     training makes no logits, and ``model`` has a forward pass of its own.
+
+    ``in_layers`` False leaves norms and MLPs out, for layers that will be compiled: compiled under autocast,
+    Liger's kernels made the loss of a sound run explode (one H200, torch 2.11, Triton 3.6, Liger 0.8.5), and
+    the compiler fuses the same operations.
 
     ``auto``: on a GPU, where Liger is installed and knows the family. The kernels must give the loss and the
     gradient of stock on a short row; if they do not, those without the loss are tried. None if all are in
@@ -73,17 +81,17 @@ def apply_liger(model: PreTrainedModel, choice: Literal["auto", "on", "off"] = "
     if missing or choice == "off":
         return None
     expected, kind = loss_and_gradient(model), model.config.model_type
-    reason = _try_liger(model, expected, fused=True)
+    reason = _try_liger(model, expected, fused=True, in_layers=in_layers)
     if reason is None:
         return None
-    rest = _try_liger(model, expected, fused=False)
+    rest = _try_liger(model, expected, fused=False, in_layers=in_layers)
     if rest and choice == "on":
         raise InputError(f"training.liger = on: its kernels do not compute {kind} ({rest}): set it to off")
     return f"Liger's {'kernels are' if rest else 'loss is'} not used for {kind}: {rest or reason}"
 
 
 def _try_liger(
-    model: PreTrainedModel, expected: tuple[torch.Tensor, torch.Tensor], *, fused: bool
+    model: PreTrainedModel, expected: tuple[torch.Tensor, torch.Tensor], *, fused: bool, in_layers: bool
 ) -> str | None:
     """None if ``model`` now runs Liger's kernels; else why it does not, and it is as before."""
     family = sys.modules[type(model).__module__]
@@ -91,7 +99,8 @@ def _try_liger(
     before, around = _attributes(model.modules()), _attributes([family, *classes])
     try:
         try:
-            _liger()._apply_liger_kernel_to_instance(model=model, **_FOR_ALL_MODELS, **{_FUSED: fused})
+            left_out = _FOR_ALL_MODELS if in_layers else _FOR_ALL_MODELS | dict.fromkeys(_IN_LAYERS, False)
+            _liger()._apply_liger_kernel_to_instance(model=model, **left_out, **{_FUSED: fused})
         finally:
             _undo(_changes(around))  # where the next model would find Liger, on whatever device
         reason = differs(expected, loss_and_gradient(model))
@@ -110,7 +119,8 @@ def _missing(model: PreTrainedModel) -> str | None:
         )
     if find_spec("liger_kernel") is None:
         return "Liger is not installed: pip install liger-kernel"
-    if model.config.model_type not in _liger().monkey_patch.MODEL_TYPE_TO_APPLY_LIGER_FN:
+    known = import_module("liger_kernel.transformers.monkey_patch").MODEL_TYPE_TO_APPLY_LIGER_FN
+    if model.config.model_type not in known:
         return f"Liger has no kernels for {model.config.model_type}: set it to off"
     return None
 

@@ -69,6 +69,14 @@ def test_whole_logits_take_twelve_bytes_a_token_and_word(llama):
     assert stock.activations == llama.kept["bfloat16"].everything * 8 * 2_048
 
 
+def test_optimizers_that_copy_weights(llama):
+    given = settings(weights="bfloat16", row_length=16, optimizer="adamw-8bit")
+    found = training_memory(llama, given)
+    assert (found.moment, found.temporary) == ("update", 8 * llama.largest_matrix)
+    rounded = training_memory(llama, replace(given, optimizer="adamw"))
+    assert (rounded.moment, rounded.temporary) == ("update", 32 * 2**24)
+
+
 def test_chunked_logits_do_not_grow_with_the_row(llama):
     for backward in (False, True):
         given = settings(loss="chunked", method="lora", micro_batch=8)
@@ -80,6 +88,7 @@ def test_chunked_logits_do_not_grow_with_the_row(llama):
 
 def test_ligers_own_example_of_its_chunks(llama):
     assert _liger_chunk(llama, 4 * 4_096) == 2_048
+    assert _liger_chunk(llama, 5_000) == 1_024  # an eighth is 625
     assert _liger_chunk(llama, 1) == 1
 
 

@@ -27,8 +27,10 @@ def fake_liger(monkeypatch, apply, known=("llama",)):
     """A stand-in for its package: the real kernels need a GPU (tests/gpu)."""
     found = ModuleType("liger_kernel.transformers")
     found._apply_liger_kernel_to_instance = apply
-    found.monkey_patch = SimpleNamespace(MODEL_TYPE_TO_APPLY_LIGER_FN=dict.fromkeys(known))
+    table = ModuleType("liger_kernel.transformers.monkey_patch")  # no attribute of its package until imported
+    table.MODEL_TYPE_TO_APPLY_LIGER_FN = dict.fromkeys(known)
     monkeypatch.setitem(sys.modules, "liger_kernel.transformers", found)
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers.monkey_patch", table)
     monkeypatch.setattr(kernels, "_missing", lambda model: None)
 
 
@@ -147,3 +149,29 @@ def test_kernels_that_compute_something_else_are_not_used(make_model, monkeypatc
     assert "forward" not in vars(model.model.norm)
     with pytest.raises(InputError, match=r"^training\.liger = on: its kernels do not compute llama"):
         apply_liger(model, "on")
+
+
+@pytest.mark.parametrize(
+    ("family", "device", "missing"),
+    [
+        ("llama", "cuda", None),
+        ("whale", "cuda", "Liger has no kernels for whale: set it to off"),
+        ("llama", "cpu", "Liger runs on a GPU and the model is loaded on the cpu"),
+    ],
+)
+def test_what_is_missing_for_liger(monkeypatch, family, device, missing):
+    missing_for = kernels._missing
+    fake_liger(monkeypatch, apply=None)
+    monkeypatch.setattr(kernels, "find_spec", lambda name: name)
+    model = SimpleNamespace(device=torch.device(device), config=SimpleNamespace(model_type=family))
+    found = missing_for(model)
+    assert found is None if missing is None else found.startswith(missing)
+
+
+@pytest.mark.parametrize("in_layers", [True, False])
+def test_liger_stays_out_of_layers_that_are_compiled(monkeypatch, make_model, in_layers):
+    given = []
+    fake_liger(monkeypatch, lambda model, **options: given.append(options))
+    apply_liger(make_model(), "on", in_layers=in_layers)
+    assert given[0].get("swiglu", True) is given[0].get("rms_norm", True) is in_layers
+    assert given[0]["fused_linear_cross_entropy"]
