@@ -57,7 +57,7 @@ RULES = {
     "models.shards": May({"errors", "files"}, {"huggingface_hub", "safetensors", "torch"}),
     "models.convert": May({"errors", "files", "models", "rope"}, {"huggingface_hub"} | MODELS),
     "train": May(
-        {"config", "data", "rope", "models", "environment", "errors", "files", "processes"},
+        {"config", "data", "rope", "models", "environment", "errors", "files", "plan", "processes"},
         {"accelerate", "deepspeed", "liger_kernel", "peft", "rich", "safetensors", "torchao"} | MODELS,
     ),
     "export": May({"rope", "files", "errors"}, {"accelerate", "gguf", "peft", "safetensors"} | MODELS),

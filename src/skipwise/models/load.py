@@ -68,6 +68,8 @@ def load_config(checkpoint: Checkpoint) -> PretrainedConfig:
 def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     """The model's tokenizer, as it is: no pad token is added, so the vocabulary cannot grow."""
     tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, checkpoint)
+    if not tokenizer("a", add_special_tokens=False)["input_ids"]:  # made up where a folder holds none
+        raise InputError(f"{checkpoint.path} has no tokenizer files: copy them there from the original model")
     return tokenizer
 
 

@@ -11,6 +11,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from skipwise.config import Recipe, save_recipe
 from skipwise.errors import InputError
 from skipwise.files import disk_errors
+from skipwise.models.hints import check_stock_config
 from skipwise.models.load import Checkpoint, find_checkpoint, load_config, load_tokenizer
 from skipwise.rope import extend_rope, model_window
 
@@ -31,6 +32,7 @@ class Base:
 def find_base(recipe: Recipe) -> Base:
     """The model of ``recipe``; InputError for lengths that do not fit it."""
     checkpoint = find_checkpoint(recipe.model)
+    check_stock_config(checkpoint)
     config = load_config(checkpoint)
     window = model_window(config)
     target, train_length = recipe.target_length, recipe.train_length or window

@@ -198,12 +198,20 @@ def _run(
 
 def _way_out(size: ModelSize, settings: Settings, hardware: Hardware, micro_batches: int) -> str | None:
     """The first change of the settings that makes them fit, in words; None if there is none."""
-    checkpointed = replace(settings, gradient_checkpointing=True)
-    for words, changed in _changes(checkpointed, micro_batches):
-        total = training_memory(size, changed).total
+    for words, total in smaller(size, settings, micro_batches):
         if total <= usable(hardware):
             return f"{words}: {total / GIB:.1f} GiB"
     return None
+
+
+def smaller(size: ModelSize, settings: Settings, micro_batches: int) -> Iterator[tuple[str, float]]:
+    """Changes of the settings, in words, that need less, and the bytes that each of them then takes.
+
+    Each holds those before it too; the last are other methods, and more GPUs.
+    """
+    checkpointed = replace(settings, gradient_checkpointing=True)
+    for words, changed in _changes(checkpointed, micro_batches):
+        yield words, training_memory(size, changed).total
 
 
 def _changes(settings: Settings, micro_batches: int) -> Iterator[tuple[str, Settings]]:

@@ -55,3 +55,17 @@ def find_hardware(name: str) -> Hardware:
         hint = f"did you mean {near[0]}? " if near else ""
         raise InputError(f"--hardware {name}: {hint}known are {', '.join(HARDWARE)}")
     return found
+
+
+def hardware_called(device: str) -> Hardware | None:
+    """The GPU that a driver calls so, such as ``NVIDIA A100-SXM4-80GB``; None if it is not in the table."""
+    words = device.upper().replace("-", " ").replace("GEFORCE", "").split()
+    wanted = {
+        "a100-80g": {"A100", "80GB"},
+        "a100-40g": {"A100", "40GB"},
+        "h100-pcie": {"H100", "PCIE"},
+    }
+    for name in sorted(HARDWARE, key=lambda name: -len(wanted.get(name, ()))):
+        if wanted.get(name, {name.upper()}) <= set(words):
+            return HARDWARE[name]
+    return None

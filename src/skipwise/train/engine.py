@@ -23,6 +23,7 @@ from skipwise.train.guards import ProbeFirst, StopOnBadLoss, StopOnSignal
 from skipwise.train.kernels import fast_kernels
 from skipwise.train.memory import explain_out_of_memory, micro_batch_for
 from skipwise.train.optimizers import optimizer_for
+from skipwise.train.planned import flops
 from skipwise.train.progress import CURVE, MetricsLog, ProgressLine, read_metrics
 from skipwise.train.resume import resume_point
 from skipwise.train.sharding import check_sharded, empty_copy, is_sharded, train_device, whole_model
@@ -93,13 +94,13 @@ def train(
         callbacks=callbacks,
         optimizer_cls_and_kwargs=optimizer_for(model, recipe),
         retrieval=retrieval,
-        speed=Speed(recipe.rows_per_step * length),
+        speed=Speed(recipe.rows_per_step * length, flops(model, recipe, length)),
     )
     trainer.remove_callback(PrinterCallback)  # the progress line says it
     check_sharded(trainer, recipe, last_checkpoint)
     started = time.perf_counter()
     try:
-        with explain_out_of_memory(micro_batch, length):
+        with explain_out_of_memory(model, recipe, micro_batch, length):
             trainer.train(resume_from_checkpoint=str(last_checkpoint) if last_checkpoint else None)
     finally:
         progress.stop()  # after ctrl-C too: a live line left behind hides the terminal's cursor

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import gather_object
 from transformers import PreTrainedModel
 
+from skipwise import processes
 from skipwise.config import TrainingRecipe
 from skipwise.errors import RunError
+from skipwise.train.planned import needs
 
 _GIB = 1024**3
 _SPARE = 0.04
@@ -27,7 +27,7 @@ def micro_batch_for(model: PreTrainedModel, recipe: TrainingRecipe, row_length: 
     """
     if recipe.micro_batch != "auto":
         return recipe.micro_batch
-    rows = recipe.rows_per_step // PartialState().num_processes
+    rows = recipe.rows_per_step // processes.count()
     sizes = [size for size in range(1, rows + 1) if rows % size == 0]
     found = 1
     if model.device.type == "cuda":
@@ -36,7 +36,7 @@ def micro_batch_for(model: PreTrainedModel, recipe: TrainingRecipe, row_length: 
                 if not _fits(model, recipe, size, row_length):
                     break
                 found = size
-    return int(min(gather_object([found])))
+    return processes.smallest(found)
 
 
 def _fits(model: PreTrainedModel, recipe: TrainingRecipe, rows: int, row_length: int) -> bool:
@@ -86,13 +86,14 @@ def _set_aside(model: PreTrainedModel, recipe: TrainingRecipe) -> Iterator[None]
 
 _WAYS_OUT = (
     "lower training.micro_batch or train_length, or set training.gradient_checkpointing=true, "
-    "training.optimizer=adamw-8bit, training.weights=bfloat16 or training.adapter={}; skipwise plan says "
-    "what each of them needs"
+    "training.weights=bfloat16, training.optimizer=adamw-8bit or training.adapter={}"
 )
 
 
 @contextmanager
-def explain_out_of_memory(micro_batch: int, row_length: int) -> Iterator[None]:
+def explain_out_of_memory(
+    model: PreTrainedModel, recipe: TrainingRecipe, micro_batch: int, row_length: int
+) -> Iterator[None]:
     """Turn torch's out-of-memory error into one line that says what to lower."""
     try:
         yield
@@ -101,6 +102,8 @@ def explain_out_of_memory(micro_batch: int, row_length: int) -> Iterator[None]:
         if torch.cuda.is_available():
             total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
             held = f" after {torch.cuda.max_memory_allocated() / _GIB:.1f} of {total / _GIB:.1f} GiB"
+        said = needs(model, recipe, row_length, micro_batch)
         raise RunError(
             f"out of memory{held} in a step of {micro_batch} x {row_length} tokens: {_WAYS_OUT}"
+            f"{f' ({said})' if said else ''}"
         ) from error

@@ -15,17 +15,14 @@ _GIB = 1024**3
 class Speed:
     """Reads the clock after every optimizer step.
 
-    ``flops_per_token`` are what the model needs for one token forward and backward, recomputation not
-    counted; ``peak_flops`` what all devices together can do in a second. Without them there is no MFU
-    (Chowdhery et al. 2022, appendix B).
+    ``flops``: operations that the model needs for one token forward and backward, recomputation not counted,
+    and those that all devices together can do in a second (`skipwise.train.planned`). Without them there is
+    no MFU (Chowdhery et al. 2022, appendix B).
     """
 
-    def __init__(
-        self, tokens_per_step: int, flops_per_token: float | None = None, peak_flops: float | None = None
-    ) -> None:
+    def __init__(self, tokens_per_step: int, flops: tuple[float, float] | None = None) -> None:
         self.tokens_per_step = tokens_per_step
-        self.flops_per_token = flops_per_token
-        self.peak_flops = peak_flops
+        self.flops = flops
         self._ends: deque[tuple[int, float]] = deque(maxlen=_STEPS + 1)
 
     def read(self, step: int) -> dict[str, float]:
@@ -39,8 +36,9 @@ class Speed:
         if last > first:
             speed = (last - first) * self.tokens_per_step / (ended - began)
             found["tokens_per_second"] = speed
-            if self.flops_per_token and self.peak_flops:
-                found["mfu"] = speed * self.flops_per_token / self.peak_flops
+            if self.flops:
+                each, peak = self.flops
+                found["mfu"] = speed * each / peak
         if torch.cuda.is_available():
             found["memory_gib"] = torch.cuda.max_memory_allocated() / _GIB
         return found

@@ -1,0 +1,84 @@
+"""The search for a micro-batch, and what an out-of-memory error says."""
+
+import pytest
+import torch
+
+from skipwise.config import TrainingRecipe
+from skipwise.errors import RunError
+from skipwise.train import memory
+from skipwise.train.memory import explain_out_of_memory, micro_batch_for
+from skipwise.train.planned import needs, settings_of
+
+
+class OnGPU:
+    """A model that says it is on a GPU, and runs out of memory above so many rows."""
+
+    device = torch.device("cuda")
+    training = False
+
+    def __init__(self, most):
+        self.most = most
+        self.tried = []
+
+    def __call__(self, input_ids, **inputs):
+        self.tried.append(tuple(input_ids.shape))
+        if len(input_ids) > self.most:
+            raise torch.OutOfMemoryError("no room")
+        return type("Outputs", (), {"loss": torch.ones((), requires_grad=True)})
+
+    def train(self, mode=True):
+        self.training = mode
+
+    def zero_grad(self, set_to_none):
+        assert set_to_none
+
+
+@pytest.fixture
+def on_gpu(monkeypatch):
+    """The search, with tensors on the CPU in place of the GPU and nothing to set aside."""
+    for name in ("zeros", "arange"):
+        made = getattr(torch, name)
+        monkeypatch.setattr(torch, name, lambda *a, made=made, **k: made(*a, **k | {"device": "cpu"}))
+    monkeypatch.setattr(memory, "_set_aside", lambda model, recipe: torch.no_grad())
+    monkeypatch.setattr(torch, "autocast", lambda *a, **k: torch.enable_grad())
+
+
+@pytest.mark.parametrize(("most", "found"), [(1, 1), (3, 3), (5, 4), (12, 12), (100, 12)])
+def test_the_largest_divisor_that_fits(on_gpu, most, found):
+    model = OnGPU(most)
+    recipe = TrainingRecipe(rows_per_step=12, micro_batch="auto")
+    assert micro_batch_for(model, recipe, 7) == found
+    assert all(length == 7 for _, length in model.tried)
+    rows = [rows for rows, _ in model.tried]
+    assert rows == sorted(rows)  # nothing is tried after a size that failed
+    assert sum(each > most for each in rows) <= 1
+    assert not model.training
+
+
+def test_a_number_is_taken_and_a_cpu_gets_one(make_model):
+    assert micro_batch_for(make_model(), TrainingRecipe(rows_per_step=12, micro_batch=3), 7) == 3
+    assert micro_batch_for(make_model(), TrainingRecipe(rows_per_step=12, micro_batch="auto"), 7) == 1
+
+
+def test_out_of_memory_in_one_line_with_numbers(make_model):
+    recipe = TrainingRecipe(rows_per_step=8, micro_batch=4)
+    with pytest.raises(RunError) as caught, explain_out_of_memory(make_model(), recipe, 4, 2048):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    said = str(caught.value)
+    assert "\n" not in said
+    assert said.startswith("out of memory")
+    assert "in a step of 4 x 2048 tokens: lower training.micro_batch" in said
+    assert "planned are" in said
+    for words in ("gradient checkpointing", "micro_batch 1", "bfloat16 weights", "LoRA", "QLoRA"):
+        assert f"{words} 0." in said
+    with pytest.raises(KeyError), explain_out_of_memory(make_model(), recipe, 4, 2048):
+        raise KeyError("other errors go on")
+
+
+def test_the_plan_is_told_what_the_recipe_says(make_model):
+    assert needs(make_model(), TrainingRecipe(), 8192, 4).startswith("planned are ")
+    full = settings_of(TrainingRecipe(rows_per_step=8), 64, 2, liger=False)
+    assert (full.method, full.accumulates, full.loss, full.logits_chunk) == ("full", True, "chunked", 1024)
+    small = TrainingRecipe(rows_per_step=2, adapter={"rank": 3, "quantize": "4bit"}, logits_chunk=0)
+    found = settings_of(small, 64, 2, liger=True)
+    assert (found.method, found.rank, found.accumulates, found.loss) == ("qlora", 3, False, "fused")
