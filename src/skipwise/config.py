@@ -73,6 +73,12 @@ _AsLength = BeforeValidator(
 Tokens = Annotated[int, Field(ge=1), _AsLength]
 
 
+def _yes_no_or_auto(value: object) -> object:
+    if isinstance(value, bool) or value == "auto":
+        return value
+    raise ValueError("must be true, false or auto")
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -159,7 +165,11 @@ class TrainingRecipe(_Section):
         "adamw", description="adamw-8bit (torchao) holds its two moments in 8 bits each."
     )
     adapter: AdapterRecipe | None = Field(None, description="Train low-rank adapters; empty: every weight.")
-    gradient_checkpointing: bool = Field(False, description="Trade time for activation memory.")
+    gradient_checkpointing: Annotated[bool | Literal["auto"], BeforeValidator(_yes_no_or_auto)] = Field(
+        "auto",
+        description="Trade time for activation memory. auto: where a step would not fit on the GPU without, "
+        "by skipwise plan; never on a CPU.",
+    )
     liger: Literal["auto", "on", "off"] = Field(
         "auto", description="Liger kernels. auto: on a GPU, where installed and made for the family."
     )

@@ -84,6 +84,10 @@ def test_lengths_in_a_recipe():
         ({"steps": 3}, ("steps = 3: no such key, did you mean training.steps?",)),
         ({"qqqq": 3}, ("qqqq = 3: no such key",)),
         ({"training": {"micro_batch": "x"}}, ("training.micro_batch = 'x': must be a number of rows",)),
+        (
+            {"training": {"gradient_checkpointing": "maybe"}},
+            ("training.gradient_checkpointing = 'maybe': must be true, false or auto",),
+        ),
         ({"training": {"micro_batch": 0}}, ("training.micro_batch = 0: must be a number of rows",)),
         ({"training": {"sharding": "fsdp2", "deepspeed": "z.json"}}, ("choose one",)),
         (

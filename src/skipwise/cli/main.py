@@ -109,8 +109,12 @@ def extend(
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-5,
     precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     gradient_checkpointing: Annotated[
-        bool, typer.Option("--gradient-checkpointing", help="Less activation memory, more time.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--gradient-checkpointing/--no-gradient-checkpointing",
+            help="Less activation memory, more time; default: only where it does not fit without.",
+        ),
+    ] = None,
     attention: Annotated[
         str,
         typer.Option(
@@ -163,7 +167,9 @@ def extend(
                     "micro_batch": micro_batch,
                     "learning_rate": learning_rate,
                     "precision": precision,
-                    "gradient_checkpointing": gradient_checkpointing,
+                    "gradient_checkpointing": "auto"
+                    if gradient_checkpointing is None
+                    else gradient_checkpointing,
                     "save_every": save_every,
                 },
                 "evaluation": {

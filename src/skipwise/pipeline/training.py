@@ -27,6 +27,7 @@ from skipwise.pipeline.corpus import Corpus
 from skipwise.pipeline.variants import Variant
 from skipwise.train import engine
 from skipwise.train.adapters import WEIGHTS, add_adapter, loaded_dtype, merged, quantization
+from skipwise.train.planned import wants_checkpointing
 from skipwise.train.sharding import load_device
 
 Say = Callable[[str], None]
@@ -43,8 +44,9 @@ def trained(
         with processes.main_first():
             if processes.is_main():
                 write_json(record, found)
-    if processes.is_main():  # resume points of a finished training
-        shutil.rmtree(output / "train" / variant.name, ignore_errors=True)
+    if processes.is_main():  # resume points of a finished training; its curve and trackers' files stay
+        for checkpoint in (output / "train" / variant.name).glob("checkpoint-*"):
+            shutil.rmtree(checkpoint, ignore_errors=True)
     part: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
     return part
 
@@ -100,14 +102,16 @@ def _train(
 def _load(recipe: Recipe, base: Base, variant: Variant) -> PreTrainedModel:
     """The model to train, on its device, with adapters if the recipe says so."""
     training, device = recipe.training, load_device(recipe.training)
+    config = variant.config or base.config
+    assert variant.sampler is not None
     dtype = loaded_dtype(training, default_device())
     model = load_model(
         base.checkpoint,
-        variant.config,
+        config,
         dtype=dtype,
         attention=recipe.attention,
         device=device,
-        gradient_checkpointing=training.gradient_checkpointing,
+        gradient_checkpointing=wants_checkpointing(config, training, variant.sampler.row_length),
         quantization=quantization(training, dtype),
     )
     if training.adapter is None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from skipwise import processes
 from skipwise.config import TrainingRecipe
 from skipwise.errors import InputError
 from skipwise.models.size import ModelSize, model_size
 from skipwise.plan import smaller
-from skipwise.plan.hardware import hardware_called
+from skipwise.plan.hardware import USABLE, hardware_called
 from skipwise.plan.memory import Loss, Method, Settings, training_memory
 from skipwise.plan.speed import model_flops
 
@@ -31,13 +31,28 @@ def settings_of(recipe: TrainingRecipe, row_length: int, micro_batch: int, *, li
         optimizer=recipe.optimizer,
         micro_batch=micro_batch,
         accumulates=recipe.rows_per_step > micro_batch * processes.count(),
-        gradient_checkpointing=recipe.gradient_checkpointing,
+        gradient_checkpointing=recipe.gradient_checkpointing is True,
         liger=liger,
         loss=loss,
         logits_chunk=recipe.logits_chunk or 1024,
         rank=adapter.rank if adapter else 16,
         gpus=processes.count() if recipe.sharding != "none" or recipe.deepspeed else 1,
     )
+
+
+def wants_checkpointing(config: PretrainedConfig, recipe: TrainingRecipe, row_length: int) -> bool:
+    """Whether activations are to be computed again instead of kept, as the recipe says.
+
+    ``auto``: if a step that keeps them would not fit on the GPU, by the plan.
+    """
+    if recipe.gradient_checkpointing != "auto":
+        return recipe.gradient_checkpointing
+    if not torch.cuda.is_available():
+        return False
+    micro_batch = 1 if recipe.micro_batch == "auto" else recipe.micro_batch
+    settings = settings_of(recipe, row_length, micro_batch, liger=False)
+    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    return training_memory(model_size(config), settings).total > USABLE * total
 
 
 def flops(model: PreTrainedModel, recipe: TrainingRecipe, row_length: int) -> tuple[float, float] | None:

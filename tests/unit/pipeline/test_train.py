@@ -37,7 +37,8 @@ def recipe_of(demo_base, text, **training):
 def test_adapters_come_out_as_stock_weights(demo_base, text, tmp_path):
     adapter = {"rank": 3, "embeddings": True, "norms": True}
     looks = {"every": 2, "trials": 1, "length": 512}
-    recipe = recipe_of(demo_base, text, adapter=adapter, save_every=2, retrieval=looks)
+    trackers = {"report_to": ["tensorboard"]}
+    recipe = recipe_of(demo_base, text, adapter=adapter, save_every=2, retrieval=looks, **trackers)
     checkpoint = train(recipe, tmp_path / "run", command="skipwise train", say=lambda _: None)
     assert checkpoint == tmp_path / "run" / "checkpoint"
     stock, trained = (load_file(folder / "model.safetensors") for folder in (demo_base, checkpoint))
@@ -53,6 +54,10 @@ def test_adapters_come_out_as_stock_weights(demo_base, text, tmp_path):
     kept = json.loads((tmp_path / "run" / "train" / "pose.json").read_text())
     assert [line["step"] for line in kept["retrieval"]] == [2, 4]
     assert not (tmp_path / "run" / "scores.json").exists()
+    left = tmp_path / "run" / "train" / "pose"
+    assert len((left / "metrics.jsonl").read_text().splitlines()) == 6
+    assert list(left.rglob("events.out.tfevents.*"))
+    assert not list(left.glob("checkpoint-*"))
 
 
 def test_extend_goes_on_from_what_train_made(demo_base, text, tmp_path, monkeypatch):

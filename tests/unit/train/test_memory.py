@@ -1,5 +1,7 @@
 """The search for a micro-batch, and what an out-of-memory error says."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from skipwise.config import TrainingRecipe
 from skipwise.errors import RunError
 from skipwise.train import memory
 from skipwise.train.memory import explain_out_of_memory, micro_batch_for
-from skipwise.train.planned import needs, settings_of
+from skipwise.train.planned import needs, settings_of, wants_checkpointing
 
 
 class OnGPU:
@@ -82,3 +84,22 @@ def test_the_plan_is_told_what_the_recipe_says(make_model):
     small = TrainingRecipe(rows_per_step=2, adapter={"rank": 3, "quantize": "4bit"}, logits_chunk=0)
     found = settings_of(small, 64, 2, liger=True)
     assert (found.method, found.rank, found.accumulates, found.loss) == ("qlora", 3, False, "fused")
+
+
+@pytest.mark.parametrize(
+    ("said", "memory_gib", "wanted"),
+    [
+        ("auto", 0.001, True),
+        ("auto", 100, False),
+        ("auto", None, False),
+        (True, 100, True),
+        (False, 0.001, False),
+    ],
+)
+def test_activations_are_kept_where_they_fit(make_model, monkeypatch, said, memory_gib, wanted):
+    properties = SimpleNamespace(total_memory=(memory_gib or 0) * 2**30)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: memory_gib is not None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    recipe = TrainingRecipe(gradient_checkpointing=said, rows_per_step=4, micro_batch="auto")
+    assert wants_checkpointing(make_model().config, recipe, 512) is wanted
