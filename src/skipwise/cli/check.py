@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from skipwise.cli.options import interpolation_options
+from skipwise.cli.options import interpolation_options, tokens
 from skipwise.cli.reporting import one_line_errors
 from skipwise.errors import InputError
 
@@ -64,7 +64,7 @@ def check(
     with one_line_errors(debug=debug):
         found = _check(
             model,
-            _target(target_length),
+            None if target_length is None else tokens("--target-length", target_length),
             interpolation=_method(interpolation),
             interpolation_options=interpolation_options(interpolation_option or []),
             accept_limits=accept_limits,
@@ -91,17 +91,6 @@ def _check(model: str, target: int | None, *, full: bool, **how: Any) -> CheckRe
         if full:
             check_safetensors(checkpoint)
         return check_checkpoint(model, target, full=full, device=default_device(), **how)
-
-
-def _target(value: str | None) -> int | None:
-    from skipwise.config import parse_length
-
-    if value is None:
-        return None
-    tokens = parse_length(value)
-    if not isinstance(tokens, int) or tokens < 1:
-        raise InputError(f"--target-length {value!r}: must be a number of tokens such as 32768, 32k or 1M")
-    return tokens
 
 
 def _method(value: str) -> Any:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from skipwise.cli.options import tokens
 from skipwise.cli.reporting import one_line_errors
 from skipwise.errors import InputError
 
@@ -66,14 +67,9 @@ def coverage(
 
 
 def _tokens(option: str, value: str | None) -> int:
-    from skipwise.config import parse_length
-
     if value is None:
         raise InputError(f"no {option}: say, for example, --train-length 2k --target-length 16k")
-    tokens = parse_length(value)
-    if not isinstance(tokens, int):
-        raise InputError(f"{option} {value!r}: must be a number of tokens such as 2048, 2k or 1M")
-    return tokens
+    return tokens(option, value)
 
 
 def _samplers(names: list[str], chunks: list[int], train_length: int, target_length: int) -> dict[str, Any]:

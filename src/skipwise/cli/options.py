@@ -25,3 +25,13 @@ def interpolation_options(given: list[str]) -> dict[str, float | list[float]]:
             raise InputError(f"--interpolation-option {each}: {value!r} is not a number")
         found[name] = numbers if "," in value else numbers[0]
     return found
+
+
+def tokens(option: str, value: str) -> int:
+    """A number of tokens as people write it (32768, 32k, 1M). Raises InputError, naming ``option``."""
+    from skipwise.config import parse_length
+
+    found = parse_length(value)
+    if not isinstance(found, int) or found < 1:
+        raise InputError(f"{option} {value!r}: must be a number of tokens such as 32768, 32k or 1M")
+    return found

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from skipwise.cli.options import tokens
 from skipwise.cli.reporting import one_line_errors
 from skipwise.errors import InputError
 
@@ -78,8 +79,8 @@ def plan(
         }
         if target_length is None:
             raise InputError("no target: say --target-length, for example 32k")
-        target = _tokens("--target-length", target_length)
-        given = _tokens("--train-length", train_length) if train_length else None
+        target = tokens("--target-length", target_length)
+        given = tokens("--train-length", train_length) if train_length else None
         config = load_config(find_checkpoint(model))
         length = given or model_window(config)
         if length > target:
@@ -103,15 +104,6 @@ def plan(
             typer.echo(json.dumps(found.to_json(), allow_nan=False))
         else:
             _print(found)
-
-
-def _tokens(option: str, value: str) -> int:
-    from skipwise.config import parse_length
-
-    tokens = parse_length(value)
-    if not isinstance(tokens, int) or tokens < 1:
-        raise InputError(f"{option} {value!r}: must be a number of tokens such as 32768, 32k or 1M")
-    return tokens
 
 
 def _one_of(option: str, value: str, known: tuple[str, ...]) -> str:
