@@ -1,6 +1,6 @@
 """FSDP2 on the GPUs of one machine: the run of one process, divided, gathered, and gone on with elsewhere.
 
-python -m pytest tests/gpu/test_sharding.py
+python -m pytest tests/gpu/test_several_gpus.py
 """
 
 import json
