@@ -30,6 +30,7 @@ LIMITS = {
     **_at_most(64, "moe_intermediate_size shared_expert_intermediate_size expert_ffn_hidden_size"),
     **_at_most(64, "intermediate_size_mlp dense_intermediate_size"),
     **_at_most(32, "q_lora_rank kv_lora_rank hidden_size_per_layer_input"),
+    **_at_most(16, "mamba_chunk_size"),  # of no effect but time and memory
     **_at_most(4, "num_experts n_routed_experts num_local_experts moe_num_experts"),
     **_at_most(2, "num_experts_per_tok moe_topk moe_k"),
     **_at_most(1, "n_group topk_group n_shared_experts first_k_dense_replace"),
