@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from skipwise.train.kernels import fast_kernels
 from skipwise.train.memory import explain_out_of_memory, micro_batch_for
 from skipwise.train.optimizers import optimizer_for
 from skipwise.train.planned import flops
-from skipwise.train.progress import CURVE, MetricsLog, ProgressLine, read_metrics
+from skipwise.train.progress import CURVE, METRICS, MetricsLog, ProgressLine, read_metrics
 from skipwise.train.resume import resume_point
 from skipwise.train.sharding import check_sharded, empty_copy, is_sharded, train_device, whole_model
 from skipwise.train.speed import Speed
@@ -70,57 +69,54 @@ def train(
     """
     processes.make_folder(folder)
     device, length = train_device(model, recipe), rows.sampler.row_length
-    kernels = ExitStack()
-    kernels.enter_context(fast_kernels(model, recipe, device, length))
-    micro_batch = micro_batch_for(model, recipe, length)
-    arguments = training_arguments(recipe, folder, micro_batch=micro_batch, seed=seed, device=device)
-    last_checkpoint = resume_point(folder)
-    empty = empty_copy(model) if is_sharded(recipe) else None
-    signals = StopOnSignal()
-    progress = ProgressLine(title)
-    metrics = MetricsLog(folder / "metrics.jsonl", resumed=last_checkpoint is not None)
-    callbacks = [
-        ProbeFirst(rows.sampler.target_length, accept_limits=accept_limits),
-        StopOnBadLoss(rows, recipe.rows_per_step, folder),
-        metrics,
-        progress,
-        signals,
-    ]
-    trainer = SkipTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=rows,
-        data_collator=SkipCollator(),
-        callbacks=callbacks,
-        optimizer_cls_and_kwargs=optimizer_for(model, recipe),
-        retrieval=retrieval,
-        speed=Speed(recipe.rows_per_step * length, flops(model, recipe, length)),
-    )
-    trainer.remove_callback(PrinterCallback)  # the progress line says it
-    check_sharded(trainer, recipe, last_checkpoint)
-    started = time.perf_counter()
-    try:
-        with explain_out_of_memory(model, recipe, micro_batch, length):
-            trainer.train(resume_from_checkpoint=str(last_checkpoint) if last_checkpoint else None)
-    finally:
-        progress.stop()  # after ctrl-C too: a live line left behind hides the terminal's cursor
-        signals.finish()
-        kernels.close()
+    empty = empty_copy(model) if is_sharded(recipe) else None  # as it is before kernels and sharding
+    signals, progress = StopOnSignal(), ProgressLine(title)
+    with fast_kernels(model, recipe, device, length):
+        micro_batch = micro_batch_for(model, recipe, length)
+        arguments = training_arguments(recipe, folder, micro_batch=micro_batch, seed=seed, device=device)
+        last_checkpoint = resume_point(folder)
+        trainer = SkipTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=rows,
+            data_collator=SkipCollator(),
+            callbacks=[
+                ProbeFirst(rows.sampler.target_length, accept_limits=accept_limits),
+                StopOnBadLoss(rows, recipe.rows_per_step, folder),
+                MetricsLog(folder / METRICS, resumed=last_checkpoint is not None),
+                progress,
+                signals,
+            ],
+            optimizer_cls_and_kwargs=optimizer_for(model, recipe),
+            retrieval=retrieval,
+            speed=Speed(recipe.rows_per_step * length, flops(model, recipe, length)),
+        )
+        trainer.remove_callback(PrinterCallback)  # the progress line says it
+        check_sharded(trainer, recipe, last_checkpoint)
+        started = time.perf_counter()
+        try:
+            with explain_out_of_memory(model, recipe, micro_batch, length):
+                trainer.train(resume_from_checkpoint=str(last_checkpoint) if last_checkpoint else None)
+        finally:
+            progress.stop()  # after ctrl-C too: a live line left behind hides the terminal's cursor
+            signals.finish()
     seconds = time.perf_counter() - started
     # Accelerate leaves its autocast around model.forward; what is evaluated and exported must not have it.
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     if empty is not None:
         model = whole_model(trainer, empty)
-    tokens = recipe.steps * recipe.rows_per_step * length
+    return _result(model, trainer, seconds, recipe.steps * recipe.rows_per_step * length)
+
+
+def _result(model: PreTrainedModel, trainer: SkipTrainer, seconds: float, tokens: int) -> TrainResult:
     processes.wait()  # for the last line of the curve
-    lines = read_metrics(folder / "metrics.jsonl")
+    lines = read_metrics(Path(str(trainer.args.output_dir)) / METRICS)
+    steps = [line for line in lines if "loss" in line]
     return TrainResult(
         model,
         seconds,
         tokens,
-        curve=[
-            {key: line[key] for key in ("step", *CURVE) if key in line} for line in lines if "loss" in line
-        ],
+        curve=[{key: line[key] for key in ("step", *CURVE) if key in line} for line in steps],
         retrieval=[line for line in lines if "eval_retrieval" in line],
         kept_step=trainer.state.best_global_step or trainer.state.global_step,
     )

@@ -12,6 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from skipwise.files import write_text
 
+METRICS = "metrics.jsonl"
 CURVE = ("loss", "learning_rate", "grad_norm")
 """What a step leaves behind that the same run again leaves too."""
 
