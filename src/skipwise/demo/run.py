@@ -44,6 +44,7 @@ def demo_recipe(data_folder: Path, seed: int) -> Recipe:
                 "micro_batch": 16,
                 "learning_rate": 6e-4,
                 "schedule": "linear",
+                "logits_chunk": 0,  # they are small here
             },
             "evaluation": {"documents": len(corpus.HELD_OUT), "trials": 20},
             "control": True,
