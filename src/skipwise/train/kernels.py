@@ -48,7 +48,8 @@ def fast_kernels(
     before = _attributes(stock.modules())
     with torch.autocast(stock.device.type, torch.bfloat16, enabled=autocast):
         notes = [apply_liger(stock, recipe.liger, in_layers=not recipe.compile)]
-        if "forward" not in vars(stock) and recipe.rows_per_step * row_length > recipe.logits_chunk:
+        rows = recipe.rows_per_step if recipe.micro_batch == "auto" else recipe.micro_batch
+        if "forward" not in vars(stock) and rows * row_length > recipe.logits_chunk:
             notes.append(chunk_the_loss(stock, recipe.logits_chunk))
     changes = _changes(before)
     for note in filter(None, notes):
