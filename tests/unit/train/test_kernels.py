@@ -79,10 +79,14 @@ def test_the_model_is_stock_again_afterwards(make_model, compiled, monkeypatch):
     assert model.model.layers[0]._compiled_call_impl is None
 
 
-@pytest.mark.parametrize(("chunk", "replaced"), [(0, False), (64, False), (63, True)])
-def test_the_loss_is_cut_only_where_a_pass_can_have_more_tokens(make_model, chunk, replaced):
+@pytest.mark.parametrize(
+    ("chunk", "micro_batch", "replaced"),
+    [(0, 4, False), (64, 4, False), (63, 4, True), (63, 2, False), (31, 2, True), (63, "auto", True)],
+)
+def test_the_loss_is_cut_only_where_a_pass_can_have_more_tokens(make_model, chunk, micro_batch, replaced):
     model = make_model()
-    with fast_kernels(model, TrainingRecipe(rows_per_step=4, logits_chunk=chunk), CPU, 16):
+    recipe = TrainingRecipe(rows_per_step=4, micro_batch=micro_batch, logits_chunk=chunk)
+    with fast_kernels(model, recipe, CPU, 16):
         assert ("forward" in vars(model)) is replaced
 
 
