@@ -133,7 +133,7 @@ def test_a_figure_says_nothing_in_the_json(tmp_path):
         ),
         (["--train-length", "2k", "--target-length", "-1"], "--target-length '-1': must be a number"),
         (["--train-length", "1", "--target-length", "1"], "--target-length 1: must be at least 2"),
-        (["--train-length", "0", "--target-length", "9"], "train_length = 0: must be at least 1"),
+        (["--train-length", "0", "--target-length", "9"], "--train-length '0': must be a number of tokens"),
         (
             ["--train-length", "9", "--target-length", "8"],
             "target_length = 8: must be at least train_length = 9",

@@ -138,7 +138,7 @@ def test_a_shipped_recipe_with_another_model(here):
         (("my.yaml", "training.stepps=3"), "the recipe does not hold: training.stepps = 3: no such key, did"),
         (("my.yaml", "model=nowhere", "--dry-run"), "nowhere: no such checkpoint folder or file"),
         (("my.yaml", "data.files=[nowhere.txt]"), "nowhere.txt: no such file or folder"),
-        (("my.yaml", "target_length=128", "--dry-run"), "target_length of 128 is not larger than the"),
+        (("my.yaml", "target_length=128", "--dry-run"), "a target_length of 128 is not larger than"),
         (("my.yaml", "--fresh", "--output", "text"), "text is not a run of skipwise: it is not deleted"),
     ],
 )
