@@ -79,11 +79,11 @@ def test_out_of_memory_in_one_line_with_numbers(make_model):
 
 def test_the_plan_is_told_what_the_recipe_says(make_model):
     assert needs(make_model(), TrainingRecipe(), 8192, 4).startswith("planned are ")
-    full = settings_of(TrainingRecipe(rows_per_step=8), 64, 2, liger=False)
+    full = settings_of(TrainingRecipe(rows_per_step=8), 64, 2)
     assert (full.method, full.accumulates, full.loss, full.logits_chunk) == ("full", True, "chunked", 1024)
     small = TrainingRecipe(rows_per_step=2, adapter={"rank": 3, "quantize": "4bit"}, logits_chunk=0)
-    found = settings_of(small, 64, 2, liger=True)
-    assert (found.method, found.rank, found.accumulates, found.loss) == ("qlora", 3, False, "fused")
+    found = settings_of(small, 64, 2)
+    assert (found.method, found.rank, found.accumulates, found.loss) == ("qlora", 3, False, "whole")
 
 
 @pytest.mark.parametrize(
