@@ -31,12 +31,15 @@ from skipwise.data.passages import Passages, tokenize_documents
 from skipwise.data.rows import Rows
 from skipwise.data.skips import Contiguous
 from skipwise.demo import corpus
-from skipwise.evals.passkey import FILLER, KEY_LINE, QUESTION, TASK, passkey_scores
-from skipwise.evals.perplexity import perplexity_scores
+from skipwise.evals.local import LocalReader
+from skipwise.evals.passkey import FILLER, KEY_LINE, QUESTION, TASK, Passkey
+from skipwise.evals.perplexity import Perplexity
+from skipwise.evals.run import evaluate
+from skipwise.scores import Score
 from skipwise.train.engine import train
 
 WINDOW = 256
-SHOWN = ("retrieval", "perplexity", "perplexity_last_quarter")
+SHOWN = ("passkey", "perplexity", "perplexity_last_quarter")
 
 
 def main() -> None:
@@ -102,7 +105,11 @@ def main() -> None:
         "passages_per_epoch": len(rows.passages),
         "seconds": round(result.seconds, 1),
         "last_loss": result.curve[-1]["loss"],
-        "scores": [score for score in judge(model, tokenizer, options) if score["task"] in SHOWN],
+        "scores": [
+            score.model_dump(exclude_defaults=True, exclude={"samples"})
+            for score in judge(model, tokenizer, options)
+            if score.task in SHOWN and score.depth is None
+        ],
     }
     (options.output / "training.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     for score in report["scores"]:
@@ -180,7 +187,7 @@ class HalfPasskey:
 
 def judge(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, options: argparse.Namespace
-) -> list[dict[str, object]]:
+) -> list[Score]:
     """Retrieval and perplexity at the window and beyond it."""
     model.eval()
     lengths = [WINDOW * 2**i for i in range(5)]
@@ -188,8 +195,9 @@ def judge(
         tokenizer(text, add_special_tokens=False)["input_ids"]
         for text in corpus.held_out_documents(options.library)
     ]
-    scores = passkey_scores(model, tokenizer, lengths, name="base", trials=100, seed=options.seed)
-    return [*scores, *perplexity_scores(model, held_out, lengths, name="base")]
+    reader = LocalReader(model, tokenizer)
+    passkey = Passkey(lengths=lengths, trials=100, seed=options.seed)
+    return evaluate(passkey, reader) + evaluate(Perplexity(documents=held_out, lengths=lengths), reader)
 
 
 if __name__ == "__main__":

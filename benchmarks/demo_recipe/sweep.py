@@ -84,8 +84,10 @@ def run(task: dict[str, Any], library: Path | None) -> dict[str, Any]:
 
     from skipwise.config import TrainingRecipe
     from skipwise.data.rows import Rows
-    from skipwise.evals.passkey import passkey_scores
-    from skipwise.evals.perplexity import perplexity_scores
+    from skipwise.evals.local import LocalReader
+    from skipwise.evals.passkey import Passkey
+    from skipwise.evals.perplexity import Perplexity
+    from skipwise.evals.run import evaluate
     from skipwise.models.load import find_checkpoint, load_config, load_model, load_tokenizer
     from skipwise.rope import extend_rope
     from skipwise.train.engine import train
@@ -116,17 +118,17 @@ def run(task: dict[str, Any], library: Path | None) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             train(model, rows, recipe, Path(folder), seed=task["seed"])
     model.eval()
-    scores = passkey_scores(
-        model, tokenizer, LENGTHS, name="model", trials=task["trials"], seed=task["seed"]
-    ) + perplexity_scores(model, held_out, LENGTHS, name="model")
+    reader = LocalReader(model, tokenizer)
+    passkey = Passkey(lengths=LENGTHS, trials=task["trials"], seed=task["seed"])
+    scores = evaluate(passkey, reader) + evaluate(Perplexity(documents=held_out, lengths=LENGTHS), reader)
     values = {
-        name: [score["value"] for score in scores if score["task"] == name]
-        for name in ("retrieval", "perplexity", "perplexity_last_quarter")
+        name: [score.value for score in scores if score.task == name and score.depth is None]
+        for name in ("passkey", "perplexity", "perplexity_last_quarter")
     }
-    by_depth = [s["value"] for s in scores if s["task"] == "retrieval_at_depth" and s["length"] == TARGET]
+    by_depth = [s.value for s in scores if s.depth is not None and s.length == TARGET]
     return task | {
         "retrieval_at_depth": by_depth,
-        "retrieval": values["retrieval"],
+        "retrieval": values["passkey"],
         "perplexity": values["perplexity"],
         "last_quarter": values["perplexity_last_quarter"],
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},

@@ -23,8 +23,10 @@ from skipwise import make_sampler
 from skipwise.config import TrainingRecipe
 from skipwise.data.rows import Rows
 from skipwise.environment import exact_matmuls, peak_memory_gib
-from skipwise.evals.passkey import passkey_scores
-from skipwise.evals.perplexity import perplexity_scores
+from skipwise.evals.local import LocalReader
+from skipwise.evals.passkey import Passkey
+from skipwise.evals.perplexity import Perplexity
+from skipwise.evals.run import evaluate
 from skipwise.models.load import find_checkpoint, load_config, load_model, load_tokenizer
 from skipwise.rope import extend_rope
 from skipwise.train.engine import train
@@ -112,21 +114,24 @@ def judge(
     model: Any, tokenizer: Any, task: dict[str, Any], tokens: dict[str, list[np.ndarray]]
 ) -> dict[str, Any]:
     """Retrieval and perplexity of novels by length, perplexity of other text at 2k, in bfloat16 autocast."""
+    reader = LocalReader(model, tokenizer)
     with torch.autocast(model.device.type, torch.bfloat16, enabled=model.device.type == "cuda"):
-        scores = perplexity_scores(model, tokens["dev"][: task["documents"]], LENGTHS, name="model")
-        other = perplexity_scores(model, tokens["other"], LENGTHS[:1], name="other")
+        scores = evaluate(Perplexity(documents=tokens["dev"][: task["documents"]], lengths=LENGTHS), reader)
+        other = evaluate(Perplexity(documents=tokens["other"], lengths=LENGTHS[:1]), reader)
         if task["trials"]:
             lengths = task.get("retrieval_lengths", LENGTHS)
-            scores += passkey_scores(
-                model, tokenizer, lengths, name="model", trials=task["trials"], seed=task["seed"]
-            )
-    value = lambda name: [round(each["value"], 4) for each in scores if each["task"] == name]  # noqa: E731
-    by_depth = [s["value"] for s in scores if s["task"] == "retrieval_at_depth" and s["length"] == TARGET]
+            passkey = Passkey(lengths=lengths, trials=task["trials"], seed=task["seed"])
+            scores += evaluate(passkey, reader)
+
+    def value(name: str) -> list[float]:
+        return [round(each.value, 4) for each in scores if each.task == name and each.depth is None]
+
+    by_depth = [each.value for each in scores if each.depth is not None and each.length == TARGET]
     return {
         "perplexity": value("perplexity"),
         "buckets": value("perplexity_bucket"),
-        "other": round(other[0]["value"], 4),
-        "retrieval": value("retrieval"),
+        "other": round(other[0].value, 4),
+        "retrieval": value("passkey"),
         "retrieval_at_depth": by_depth,
         "peak_memory_gib": round(peak_memory_gib(), 1),
     }

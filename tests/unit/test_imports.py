@@ -32,6 +32,7 @@ RULES = {
     "errors": May(),
     "config": May({"errors", "files"}, {"pydantic", "yaml"}),
     "files": May({"errors"}),
+    "scores": May({"errors", "files"}, {"pydantic"}),
     "environment": May(set(), {"psutil", "torch"}),
     "processes": May({"environment", "errors"}, {"accelerate", "torch"}),
     "data": May(),
@@ -61,8 +62,10 @@ RULES = {
         {"accelerate", "deepspeed", "liger_kernel", "peft", "rich", "safetensors", "torchao"} | MODELS,
     ),
     "export": May({"rope", "files", "errors"}, {"accelerate", "gguf", "peft", "safetensors"} | MODELS),
-    "evals": May({"data.documents", "errors", "files"}, {"httpx", "lm_eval"} | MODELS),
-    "report": May({"errors", "files"}, {"jinja2", "matplotlib", "rich"} | ARRAYS),
+    "evals": May(
+        {"data.documents", "errors", "files", "models", "rope", "scores"}, {"httpx2", "lm_eval"} | MODELS
+    ),
+    "report": May({"errors", "files", "scores"}, {"jinja2", "matplotlib", "rich"} | ARRAYS),
     "report.coverage": May(
         {"data.coverage", "data.until_seen", "errors", "report"}, {"matplotlib", "rich"} | ARRAYS
     ),
@@ -81,6 +84,7 @@ RULES = {
             "processes",
             "report",
             "rope",
+            "scores",
             "train",
         },
         {"yaml"} | MODELS,

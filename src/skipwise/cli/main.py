@@ -12,6 +12,7 @@ import typer
 from skipwise.cli.check import check
 from skipwise.cli.convert import convert
 from skipwise.cli.coverage import coverage
+from skipwise.cli.evaluate import app as evaluate
 from skipwise.cli.options import interpolation_options
 from skipwise.cli.plan import plan
 from skipwise.cli.reporting import one_line_errors
@@ -193,6 +194,7 @@ app.command()(plan)
 app.command()(check)
 app.command()(convert)
 app.command()(coverage)
+app.add_typer(evaluate)
 
 _GO_ON = "; the same command again goes on from what was saved"
 
@@ -210,13 +212,10 @@ def _extend(recipe: Any, output: Path) -> None:
 
 
 def _show(output: Path, report: Path, console: Any) -> None:
-    import json
-
     from skipwise.report import score_tables
+    from skipwise.scores import Scores
 
-    facts = json.loads((output / "run.json").read_text(encoding="utf-8"))
-    scores = json.loads((output / "scores.json").read_text(encoding="utf-8"))["scores"]
-    for table in score_tables(scores, {each["name"]: each["title"] for each in facts["models"]}):
+    for table in score_tables(Scores.read(output)):
         console.print()
         console.print(table)
     console.print()

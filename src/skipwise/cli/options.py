@@ -35,3 +35,19 @@ def tokens(option: str, value: str) -> int:
     if not isinstance(found, int) or found < 1:
         raise InputError(f"{option} {value!r}: must be a number of tokens such as 32768, 32k or 1M")
     return found
+
+
+def lengths_of(value: str | None, window: int) -> list[int]:
+    """``"2k,8k"`` as numbers; None: doublings from 2,048 (or the window, if shorter) up to the window.
+
+    Raises InputError, naming the option, and for a model that does not say its window.
+    """
+    if value is not None:
+        return sorted({tokens("--lengths", each) for each in value.split(",")})
+    if not window:
+        raise InputError("the model does not say its window: name --lengths")
+    found, length = [], min(2_048, window)
+    while length < window:
+        found.append(length)
+        length *= 2
+    return [*found, window]

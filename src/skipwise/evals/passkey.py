@@ -3,23 +3,24 @@
 The test of Mohtashami and Jaggi 2023 (arXiv 2305.16300), as PoSE uses it: a task line, filler sentences, a
 line with a five-digit key at a chosen depth, more filler, and a question that ends just before the key.
 Prompts are built in tokens, so ``length`` counts the task line to the last token of the answer, exactly.
-
-A trial succeeds when greedy decoding gives the key. Greedy decoding gives it if and only if, with the key
-appended, every one of its tokens is the most likely next token; so one forward pass a trial decides, and
-nothing has to be generated.
+A trial succeeds when the greedy answer is the key.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from skipwise.errors import InputError
-from skipwise.evals.scores import Score
+from skipwise.evals.reader import Reader, encode, start_tokens
+from skipwise.evals.run import Item
+from skipwise.evals.shares import share_score
+from skipwise.scores import Score
 
 TASK = (
     "There is an important info hidden inside a lot of irrelevant text. Find it and memorize it. "
@@ -48,17 +49,17 @@ class PromptBuilder:
         self, tokenizer: PreTrainedTokenizerBase, filler: str = FILLER, task: str = TASK + "\n"
     ) -> None:
         self.tokenizer = tokenizer
-        self.start = _start_tokens(tokenizer) + self._encode(task)
-        self.filler = self._encode(filler + " ")
+        self.start = start_tokens(tokenizer) + encode(tokenizer, task)
+        self.filler = encode(tokenizer, filler + " ")
 
     def build(self, length: int, depth: float, key: int) -> Prompt:
         """The prompt of ``length`` tokens with ``key`` after the fraction ``depth`` of the filler.
 
         Raises InputError when ``length`` leaves no room for the fixed lines.
         """
-        key_line = self._encode("\n" + KEY_LINE.format(key=key) + "\n")
-        question = self._encode("\n" + QUESTION)
-        with_answer = self._encode("\n" + QUESTION + f" {key}")
+        key_line = encode(self.tokenizer, "\n" + KEY_LINE.format(key=key) + "\n")
+        question = encode(self.tokenizer, "\n" + QUESTION)
+        with_answer = encode(self.tokenizer, "\n" + QUESTION + f" {key}")
         answer = with_answer[len(question) :]
         room = length - len(self.start) - len(key_line) - len(with_answer)
         if room < 0:
@@ -71,63 +72,104 @@ class PromptBuilder:
         token_ids = self.start + filler[:before] + key_line + filler[before:] + with_answer
         return Prompt(token_ids, len(answer))
 
-    def _encode(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
+@dataclass(frozen=True, kw_only=True)
+class Passkey:
+    """``trials`` prompts of each length, a new key in each; the same seed gives every model the same.
 
-def passkey_scores(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    lengths: Sequence[int],
-    *,
-    name: str,
-    trials: int,
-    seed: int,
-    depths: int = 10,
-) -> list[Score]:
-    """Retrieval of ``model`` at every length: the mean over trials, and by depth.
-
-    Trials go through ``depths`` evenly spaced depths in turn, with a new key each. The same seed gives the
-    same prompts for every model.
+    ``depth`` ``grid``: trials go through ``depths`` evenly spaced depths in turn, and there is a score for
+    each; ``random``: uniform over the haystack, as in the paper.
     """
-    builder = PromptBuilder(tokenizer)
-    scores: list[Score] = []
-    for length in lengths:
-        grid = np.linspace(0.0, 1.0, min(depths, trials))
-        placed = [float(grid[trial % len(grid)]) for trial in range(trials)]
-        rng = np.random.default_rng([seed, length])
-        prompts = [builder.build(length, depth, int(rng.integers(10_000, 100_000))) for depth in placed]
-        found = np.array([_found(model, prompt) for prompt in prompts], dtype=np.float64)
-        scores.append(_retrieval(name, "retrieval", length, found))
-        for depth in grid:
-            here = found[np.array(placed) == depth]
-            scores.append({**_retrieval(name, "retrieval_at_depth", length, here), "depth": float(depth)})
-    return scores
+
+    lengths: Sequence[int]
+    trials: int = 50
+    seed: int = 0
+    depth: Literal["grid", "random"] = "grid"
+    depths: int = 10
+    name: str = "passkey"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """See `Task`."""
+        grid = {"depths": self.depths} if self.depth == "grid" else {}
+        lengths = sorted(self.lengths)
+        return {"lengths": lengths, "trials": self.trials, "seed": self.seed, "depth": self.depth, **grid}
+
+    def items(self, reader: Reader) -> list[Item]:
+        """Of each length, those with the longest filler before the key first: the next ones begin alike.
+
+        Raises InputError when a length leaves no room for the fixed lines.
+        """
+        PromptBuilder(reader.tokenizer).build(min(self.lengths), 0.0, 99_999)
+        return [
+            item
+            for length in sorted(self.lengths)
+            for item in sorted(self.prompts(length), key=lambda each: -each.what[0])
+        ]
+
+    def prompts(self, length: int) -> list[Item]:
+        """One a trial; ``what`` is its depth and key."""
+        rng = np.random.default_rng([self.seed, length])
+        return [
+            Item(f"{length}/{number}", length, (depth, int(rng.integers(10_000, 100_000))))
+            for number, depth in enumerate(self.places(length))
+        ]
+
+    def places(self, length: int) -> list[float]:
+        """The depth of each trial."""
+        if self.depth == "random":
+            return [float(each) for each in np.random.default_rng([self.seed, length, 1]).random(self.trials)]
+        grid = [float(each) for each in np.linspace(0.0, 1.0, min(self.depths, self.trials))]
+        return [grid[trial % len(grid)] for trial in range(self.trials)]
+
+    def measure(self, reader: Reader, items: Sequence[Item]) -> list[dict[str, Any]]:
+        """Of each trial: whether the key was found, and what the model said."""
+        builder = PromptBuilder(reader.tokenizer)
+        keys = [str(each.what[1]) for each in items]
+        prompts = [builder.build(each.length, *each.what) for each in items]
+        longest = max(each.answer_length for each in prompts)
+        asked = [each.token_ids[: -each.answer_length] for each in prompts]
+        answers: dict[int, str] = {}
+        for size in {len(each) for each in asked}:  # a key of fewer tokens leaves a longer prompt
+            alike = [number for number, each in enumerate(asked) if len(each) == size]
+            said = reader.generate([asked[number] for number in alike], longest)
+            answers |= dict(zip(alike, said, strict=True))
+        return [
+            {"found": float(answers[number].strip().startswith(key)), "answer": answers[number]}
+            for number, key in enumerate(keys)
+        ]
+
+    def scores(self, model: str, results: dict[str, dict[str, Any]]) -> list[Score]:
+        """The share of keys that were found, at each length, then by depth where depths form a grid."""
+        found = []
+        for length in sorted(self.lengths):
+            trials = [results[f"{length}/{number}"]["found"] for number in range(self.trials)]
+            found.append(share_score(trials, model=model, task=self.name, length=length))
+            places = self.places(length)
+            for depth in sorted(set(places)) if self.depth == "grid" else ():
+                here = [trial for trial, place in zip(trials, places, strict=True) if place == depth]
+                found.append(share_score(here, model=model, task=self.name, length=length, depth=depth))
+        return found
 
 
 @torch.inference_mode()
-def _found(model: PreTrainedModel, prompt: Prompt) -> bool:
-    """True when every answer token is the most likely one after the tokens before it."""
-    token_ids = torch.tensor([prompt.token_ids], device=model.device)
-    answer = token_ids[0, -prompt.answer_length :]
-    logits = model(
-        input_ids=token_ids[:, :-1],
-        attention_mask=torch.ones_like(token_ids[:, :-1]),
-        logits_to_keep=prompt.answer_length,
-        use_cache=False,
-    ).logits[0]
-    return bool((logits.argmax(-1) == answer).all())
+def share_found(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, length: int, *, trials: int, seed: int
+) -> float:
+    """The share of keys that a model in training finds, however it is wrapped; nothing is changed.
 
-
-def _retrieval(name: str, task: str, length: int, found: np.ndarray) -> Score:
-    value = float(found.mean())
-    n = len(found)
-    stderr = float(np.sqrt(value * (1 - value) / n))
-    return {"model": name, "task": task, "length": length, "value": value, "n": n, "stderr": stderr}
-
-
-def _start_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What the tokenizer puts before every text (a BOS token, or nothing)."""
-    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
-    with_special = tokenizer("a")["input_ids"]
-    return list(with_special[: with_special.index(plain[0])])
+    One forward pass a trial with the key appended, and no cache: greedy decoding gives the key if and only if
+    each of its tokens is the most likely one after those before it.
+    """
+    task, builder, found = Passkey(lengths=[length], trials=trials, seed=seed), PromptBuilder(tokenizer), 0
+    for item in task.prompts(length):
+        prompt = builder.build(length, *item.what)
+        tokens = torch.tensor([prompt.token_ids], device=model.device)
+        logits = model(
+            input_ids=tokens[:, :-1],
+            attention_mask=torch.ones_like(tokens[:, :-1]),
+            logits_to_keep=prompt.answer_length,
+            use_cache=False,
+        ).logits[0]
+        found += bool((logits.argmax(-1) == tokens[0, -prompt.answer_length :]).all())
+    return found / trials

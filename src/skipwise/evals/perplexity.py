@@ -1,95 +1,225 @@
-"""Perplexity by position and at every window, from one forward pass a document.
+"""Perplexity by position and at every window, from one forward pass a document; and over a sliding window.
 
-A causal model's prediction at position t depends on tokens 0 .. t only, so the losses of the first L tokens
-of one long pass are the losses of a pass over just those L tokens: every window shorter than the pass comes
-for free. Perplexity is exp of the mean loss over scored tokens (not over windows or documents).
+Perplexity is exp of the mean loss over scored tokens (not over windows or documents).
+
+**By position.** A causal model's prediction at position t depends on tokens 0 .. t only, so the losses of the
+first L tokens of one long pass are the losses of a pass over just those L tokens: every window shorter than
+the pass comes for free. This tells how well a model reads at every distance from the start.
+
+**Sliding window** (Press et al. 2021, arXiv 2108.12409, section 2; the figures of the PoSE paper). A window
+of L tokens moves over the document by a stride S, and only the tokens that no window before it scored count:
+all of the first window, the last S of each other one. Every scored token but those of the first window so
+has at least L - S tokens before it. This tells how well a model of window L reads a text of any length.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from transformers import PreTrainedModel
 
-from skipwise.errors import RunError
-from skipwise.evals.scores import Score
+from skipwise.errors import InputError
+from skipwise.evals.reader import Reader
+from skipwise.evals.run import Item, fingerprint
+from skipwise.scores import Score
 
-HEAD_CHUNK = 1_024
-"""Tokens that pass the output head at a time: logits over a whole long document would not fit."""
+Documents = Sequence[NDArray[np.integer]]
 
 
-def perplexity_scores(
-    model: PreTrainedModel,
-    documents: Sequence[NDArray[np.integer]],
-    lengths: Sequence[int],
+@dataclass(frozen=True, kw_only=True)
+class Perplexity:
+    """By position, over the first tokens of ``documents`` (arrays of token ids).
+
+    For each of ``lengths`` L: task ``perplexity`` over tokens 1 .. L - 1, ``perplexity_last_quarter`` over
+    tokens 3L/4 .. L - 1, and ``perplexity_bucket`` over consecutive buckets of positions, doubling in size.
+    Each length uses the documents of at least that many tokens, and is left out when there is none.
+    """
+
+    documents: Documents
+    lengths: Sequence[int]
+    source: dict[str, Any] = field(default_factory=dict)
+    """Where the documents come from, for the record."""
+    name: str = "perplexity"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """See `Task`."""
+        return {"lengths": sorted(self.lengths), "documents": _describe(self.documents), **self.source}
+
+    def items(self, reader: Reader) -> list[Item]:  # noqa: ARG002
+        """One a document."""
+        return [
+            Item(str(number), min(len(document), max(self.lengths)))
+            for number, document in enumerate(self.documents)
+        ]
+
+    def measure(self, reader: Reader, items: Sequence[Item]) -> list[dict[str, float]]:
+        """Of each document: the sum of its losses from token 1 up to each edge that it reaches."""
+        length = items[0].length
+        losses = reader.losses([self.documents[int(each.key)][:length] for each in items])
+        found = []
+        for each in losses:
+            sums = np.concatenate(
+                [[0.0, 0.0], np.cumsum(each)]
+            )  # up to, but not with, the token of the index
+            found.append({str(edge): float(sums[edge]) for edge in self._edges() if 1 <= edge <= length})
+        return found
+
+    def scores(self, model: str, results: dict[str, dict[str, float]]) -> list[Score]:
+        """Each length's perplexity and that of its last quarter, then the buckets."""
+        found = []
+        for length in sorted(self.lengths):
+            found.append(self._score(model, "perplexity", 1, length, results))
+            found.append(self._score(model, "perplexity_last_quarter", 3 * length // 4, length, results))
+        buckets = _bucket_edges(self.lengths)
+        for start, end in itertools.pairwise(buckets):
+            found.append(self._score(model, "perplexity_bucket", max(start, 1), end, results, start))
+        return [score for score in found if score.n]
+
+    def _edges(self) -> list[int]:
+        quarters = [3 * length // 4 for length in self.lengths]
+        return sorted({1, *self.lengths, *quarters, *_bucket_edges(self.lengths)})
+
+    def _score(
+        self,
+        model: str,
+        task: str,
+        first: int,
+        end: int,
+        results: dict[str, dict[str, float]],
+        start: int | None = None,
+    ) -> Score:
+        """Over the tokens first .. end - 1 of the documents that have them all."""
+        reached = [sums for sums in results.values() if str(end) in sums]
+        means = [(sums[str(end)] - sums[str(first)]) / (end - first) for sums in reached]
+        return perplexity_score(means, [1.0] * len(means), model=model, task=task, length=end, start=start)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlidingPerplexity:
+    """Over a window of each of ``lengths`` tokens that moves by ``stride`` over whole ``documents``."""
+
+    documents: Documents
+    lengths: Sequence[int]
+    stride: int
+    source: dict[str, Any] = field(default_factory=dict)
+    name: str = "sliding_perplexity"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """See `Task`."""
+        return {
+            "lengths": sorted(self.lengths),
+            "stride": self.stride,
+            "documents": _describe(self.documents),
+            **self.source,
+        }
+
+    def items(self, reader: Reader) -> list[Item]:  # noqa: ARG002
+        """One a window. Raises InputError for a stride as long as a window: a token would lack context."""
+        longest = min(self.lengths) - 1
+        if not 1 <= self.stride <= longest:
+            raise InputError(
+                f"a stride of {self.stride} does not fit windows of {longest + 1} tokens: choose 1 to "
+                f"{longest}"
+            )
+        found = []
+        for length in sorted(self.lengths):
+            for number, document in enumerate(self.documents):
+                for start, end, first in windows(len(document), length, self.stride):
+                    found.append(Item(f"{length}/{number}/{start}", end - start, (number, start, first)))
+        return sorted(found, key=lambda each: (each.length, each.what[2]))  # alike in what passes the head
+
+    def measure(self, reader: Reader, items: Sequence[Item]) -> list[list[float]]:
+        """Of each window: the sum of the losses of the tokens it scores, and their number."""
+        first = min(
+            each.what[2] for each in items
+        )  # windows that score more do so in one call with the others
+        rows = [
+            self.documents[number][start : start + each.length]
+            for each in items
+            for number, start, _ in [each.what]
+        ]
+        losses = reader.losses(rows, first)
+        scored = [loss[each.what[2] - first :] for loss, each in zip(losses, items, strict=True)]
+        return [[float(each.sum()), float(len(each))] for each in scored]
+
+    def scores(self, model: str, results: dict[str, list[float]]) -> list[Score]:
+        """One a length; its samples are documents, weighted by their scored tokens."""
+        found = []
+        for length in sorted(self.lengths):
+            sums = np.zeros((len(self.documents), 2))
+            for key, result in results.items():
+                window, number, _ = map(int, key.split("/"))
+                if window == length:
+                    sums[number] += result
+            sums = sums[sums[:, 1] > 0]
+            means = list(sums[:, 0] / sums[:, 1])
+            found.append(
+                perplexity_score(means, list(sums[:, 1]), model=model, task=self.name, length=length)
+            )
+        return found
+
+
+def windows(tokens: int, length: int, stride: int) -> list[tuple[int, int, int]]:
+    """(start, end, first scored token counted from the start) of each window over ``tokens`` tokens.
+
+    >>> windows(10, 4, 3)
+    [(0, 4, 1), (3, 7, 1), (6, 10, 1)]
+    >>> windows(9, 4, 2)
+    [(0, 4, 1), (2, 6, 2), (4, 8, 2), (5, 9, 3)]
+    """
+    found = [(0, min(length, tokens), 1)]
+    while found[-1][1] < tokens:
+        scored = found[-1][1]
+        end = min(scored + stride, tokens)
+        found.append((end - length, end, scored - (end - length)))
+    return found if tokens > 1 else []
+
+
+def perplexity_score(
+    means: Sequence[float],
+    weights: Sequence[float],
     *,
-    name: str,
-) -> list[Score]:
-    """Perplexity of ``model`` over the first tokens of ``documents`` (arrays of token ids).
+    model: str,
+    task: str,
+    length: int,
+    start: int | None = None,
+) -> Score:
+    """exp of the weighted mean of the documents' mean losses (nats), with its standard error.
 
-    For each length L: task ``perplexity`` over tokens 1 .. L - 1, ``perplexity_last_quarter`` over tokens
-    3L/4 .. L - 1, and ``perplexity_bucket`` over consecutive buckets of positions, doubling in size. Each
-    length uses the documents of at least that many tokens, and is left out when there is none.
+    Documents are the independent units. The error is that of a weighted mean over them (a ratio of two sums,
+    linearised); exp's derivative carries it over to the perplexity.
     """
-    losses = [token_losses(model, document[: max(lengths)]) for document in documents]
-    scores: list[Score] = []
-    longest = max((len(loss) for loss in losses), default=0)
-    for length in lengths:
-        if length > longest:
-            continue
-        scores.append(_score(losses, name, "perplexity", 1, length))
-        scores.append(_score(losses, name, "perplexity_last_quarter", 3 * length // 4, length))
-    edges = _bucket_edges(lengths)
-    for start, end in itertools.pairwise(edges):
-        if end > longest:
-            continue
-        bucket = _score(losses, name, "perplexity_bucket", max(start, 1), end)
-        scores.append({**bucket, "start": start, "end": end})
-    return scores
-
-
-@torch.inference_mode()
-def token_losses(model: PreTrainedModel, token_ids: NDArray[np.integer]) -> NDArray[np.float64]:
-    """The loss (negative log-likelihood, nats) of each token given all before it.
-
-    In: ``(T,)`` token ids; out: float64 ``(T,)``, entry t the loss of token t. Entry 0 is nan: nothing
-    predicts the first token.
-    """
-    tokens = torch.from_numpy(np.asarray(token_ids, dtype=np.int64)).to(model.device)[None]
-    hidden = model.base_model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)[0][0]
-    head = model.get_output_embeddings()
-    _check_head(model, tokens[:, :8])
-    losses = [torch.full((1,), torch.nan, device=hidden.device)]
-    for chunk, labels in zip(hidden[:-1].split(HEAD_CHUNK), tokens[0, 1:].split(HEAD_CHUNK), strict=True):
-        losses.append(torch.nn.functional.cross_entropy(head(chunk).float(), labels, reduction="none"))
-    return torch.cat(losses).double().cpu().numpy()
-
-
-def _check_head(model: PreTrainedModel, tokens: torch.Tensor) -> None:
-    """Refuse families that scale or cap their logits after the head: the head alone would be wrong."""
-    outputs = model(
-        input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False, output_hidden_states=True
+    values, weight = np.array(means, dtype=np.float64), np.array(weights, dtype=np.float64)
+    count = len(values)
+    mean = float(np.average(values, weights=weight)) if count else float("nan")
+    error = 0.0
+    if count > 1:
+        spread = weight * (values - mean) / weight.mean()
+        error = float(np.sqrt((spread**2).sum() / (count * (count - 1))))
+    value = float(np.exp(mean))
+    even = bool(count) and bool((weight == weight[0]).all())
+    return Score(
+        model=model,
+        task=task,
+        length=length,
+        value=value,
+        n=count,
+        stderr=value * error,
+        start=start,
+        samples=tuple(float(each) for each in values),
+        weights=() if even else tuple(float(each) for each in weight),
     )
-    expected = model.get_output_embeddings()(outputs.hidden_states[-1])
-    if not torch.allclose(outputs.logits, expected, rtol=1e-4, atol=1e-4):
-        raise RunError(
-            f"{type(model).__name__} changes its logits after the output head, which the perplexity "
-            "evaluation does not support yet"
-        )
 
 
-def _score(losses: Sequence[NDArray[np.float64]], name: str, task: str, start: int, end: int) -> Score:
-    """Perplexity over positions start .. end - 1 of the documents that have them all."""
-    spans = [loss[start:end] for loss in losses if len(loss) >= end]
-    means = np.array([span.mean() for span in spans])
-    value = float(np.exp(means.mean()))  # spans have one length, so this is the mean over tokens
-    # Documents are the independent units; exp's derivative carries their spread over to the perplexity.
-    stderr = value * float(means.std(ddof=1) / np.sqrt(len(means))) if len(means) > 1 else 0.0
-    return {"model": name, "task": task, "length": end, "value": value, "n": len(spans), "stderr": stderr}
+def _describe(documents: Documents) -> dict[str, Any]:
+    text = ",".join(str(np.asarray(document).tolist()) for document in documents)
+    return {"count": len(documents), "tokens": sum(map(len, documents)), "hash": fingerprint(text)}
 
 
 def _bucket_edges(lengths: Sequence[int]) -> list[int]:

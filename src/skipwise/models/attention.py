@@ -7,6 +7,9 @@ sinks).
 ``xformers`` (Lefaudeux et al. 2022), when it is asked for, is entered in the two tables that `transformers`
 keeps for such back ends, one of attention functions and one of mask functions. A row without padding and
 windows goes to its causal kernel; any other mask, those cut by position included, becomes a bias.
+
+``sdpa`` writes out a mask where a row continues a cache, which at 100,000 tokens is gigabytes and keeps it
+from its fast kernels. `continue_caches` gives one model a form of it that does not.
 """
 
 from __future__ import annotations
@@ -15,8 +18,10 @@ from importlib import import_module
 from typing import Any
 
 import torch
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from torch.nn.attention.bias import causal_lower_right
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from skipwise.errors import InputError
@@ -24,6 +29,9 @@ from skipwise.models.gptj import TABLE_FAMILIES
 from skipwise.rope import text_config
 
 XFORMERS = "xformers"
+
+CONTINUED = "sdpa_continued"
+"""``sdpa`` for rows that continue a cache."""
 
 _NOT_IN_XFORMERS = {"softcap": "caps its attention scores", "s_aux": "has attention sinks"}
 _NOT_IN_XFORMERS |= {"position_bias": "adds a bias to its attention scores"}
@@ -133,3 +141,56 @@ def _bias(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     if mask.dtype == torch.bool:
         return bias.masked_fill_(~mask, lowest)
     return bias.copy_(mask.clamp(min=lowest))
+
+
+def continue_caches(model: PreTrainedModel) -> bool:
+    """Let ``model``, if its attention is ``sdpa``, continue a cache without a mask that is written out.
+
+    True if no row without padding will need such a mask any more, windows apart.
+    """
+    if text_config(model.config)._attn_implementation == CONTINUED:
+        return True
+    if text_config(model.config)._attn_implementation != "sdpa":
+        return False
+    ALL_ATTENTION_FUNCTIONS.register(CONTINUED, continued_attention)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(CONTINUED, continued_mask)
+    model.set_attn_implementation(CONTINUED)
+    return True
+
+
+def continued_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """``sdpa``; without a mask the last query sees every key, the one before all but the last, and so on.
+
+    Shapes as in `xformers_attention`.
+    """
+    queries, keys = query.shape[2], key.shape[2]
+    if attention_mask is not None or queries in (1, keys) or others.get("position_bias") is not None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
+        )
+    groups = query.shape[1] // key.shape[1]  # the kernel behind this mask wants as many key heads as heads
+    key, value = (each.repeat_interleave(groups, dim=1) for each in (key, value))
+    seen = causal_lower_right(queries, keys)
+    found = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=seen, dropout_p=dropout, scale=scaling
+    )
+    return found.transpose(1, 2).contiguous(), None
+
+
+def continued_mask(
+    *, q_length: int, kv_length: int, mask_function: Any = causal_mask_function, **options: Any
+) -> torch.Tensor | None:
+    """What `transformers` makes for ``sdpa``; None where a query sees all tokens before it."""
+    padding, plain = options.get("attention_mask"), options.get("allow_is_causal_skip", True)
+    if plain and mask_function is causal_mask_function and (padding is None or bool(padding.all())):
+        return None
+    return sdpa_mask(q_length=q_length, kv_length=kv_length, mask_function=mask_function, **options)

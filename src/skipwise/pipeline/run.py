@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedModel
 
 from skipwise import processes
 from skipwise.config import Recipe, format_length
 from skipwise.data.coverage import coverage
 from skipwise.environment import default_device, exact_matmuls, facts, idle_gpus, peak_memory_gib
 from skipwise.errors import InputError
-from skipwise.evals.passkey import passkey_scores
-from skipwise.evals.perplexity import perplexity_scores
-from skipwise.evals.scores import SCHEMA, Score
+from skipwise.evals.local import LocalReader
+from skipwise.evals.opening import describe
+from skipwise.evals.passkey import Passkey
+from skipwise.evals.perplexity import Perplexity
+from skipwise.evals.run import Task, evaluate
 from skipwise.files import write_json
 from skipwise.models.load import Checkpoint, load_model
 from skipwise.pipeline.base import Base, claim, find_base
@@ -29,6 +30,7 @@ from skipwise.pipeline.corpus import Corpus, read_corpus
 from skipwise.pipeline.training import Say, release, trained
 from skipwise.pipeline.variants import Variant, variants
 from skipwise.report import write_report
+from skipwise.scores import FILE, Evaluation, Scores
 
 
 def train(recipe: Recipe, output: Path, *, command: str, say: Say = print) -> Path:
@@ -74,15 +76,16 @@ def extend(recipe: Recipe, output: Path, *, command: str, say: Say = print) -> P
     parts = []
     for number, variant in enumerate(compared, start=1):
         say(f"[{number}/{len(compared)}] {variant.title}: {variant.description}")
-        parts.append(_finish(recipe, base, corpus, variant, output, say))
-    scores = [score for part in parts for score in part["scores"]]
-    write_json(output / "scores.json", {"schema": SCHEMA, "scores": scores})
+        parts.append(_finish(recipe, base, corpus, variant, output, command, say))
+    Scores.joined(Scores.read(output / "parts" / f"{each.name}.scores.json") for each in compared).write(
+        output / FILE
+    )
     _write_record(recipe, base, compared, [reading, *parts], command, output, notes=corpus.notes)
     return write_report(output)
 
 
 def _finish(
-    recipe: Recipe, base: Base, corpus: Corpus, variant: Variant, output: Path, say: Say
+    recipe: Recipe, base: Base, corpus: Corpus, variant: Variant, output: Path, command: str, say: Say
 ) -> dict[str, Any]:
     """Train, export and evaluate one variant, or read what an earlier run of the same recipe found."""
     part_file = output / "parts" / f"{variant.name}.json"
@@ -94,6 +97,16 @@ def _finish(
     if variant.sampler is not None:
         part |= trained(recipe, base, corpus, variant, output, say)
     started = time.perf_counter()
+    reader = _open(recipe, base, variant)
+    _judge(recipe, corpus, base.lengths, reader, output / "parts", command)
+    part["seconds"][f"evaluate {variant.name}"] = time.perf_counter() - started
+    part["peak_memory_gib"] = peak_memory_gib()
+    write_json(part_file, part)
+    release(reader.model)
+    return part
+
+
+def _open(recipe: Recipe, base: Base, variant: Variant) -> LocalReader:
     checkpoint = Checkpoint(str(variant.folder)) if variant.folder else base.checkpoint
     model = load_model(
         checkpoint,
@@ -101,22 +114,29 @@ def _finish(
         attention=recipe.attention,
         device=default_device(),
     )
-    part["scores"] = _evaluate(recipe, base, corpus, variant.name, model)
-    part["seconds"][f"evaluate {variant.name}"] = time.perf_counter() - started
-    part["peak_memory_gib"] = peak_memory_gib()
-    write_json(part_file, part)
-    release(model)
-    return part
+    subject = describe(model.config, base.tokenizer, name=variant.name, checkpoint=checkpoint)
+    words = {"title": variant.title, "description": variant.description, "dtype": "float32"}
+    return LocalReader(model, base.tokenizer, subject.model_copy(update=words))
 
 
-def _evaluate(recipe: Recipe, base: Base, corpus: Corpus, name: str, model: PreTrainedModel) -> list[Score]:
-    model.eval()
-    scores = passkey_scores(
-        model, base.tokenizer, base.lengths, name=name, trials=recipe.evaluation.trials, seed=recipe.seed
-    )
-    order = np.argsort(-corpus.held_out.lengths, kind="stable")[: recipe.evaluation.documents]
-    documents = [corpus.held_out[int(index)] for index in order]
-    return scores + perplexity_scores(model, documents, base.lengths, name=name)
+def _judge(
+    recipe: Recipe, corpus: Corpus, lengths: tuple[int, ...], reader: LocalReader, folder: Path, command: str
+) -> None:
+    """Write the scores of one variant; what was measured before an interruption is not measured again."""
+    name, order = reader.subject.name, np.argsort(-corpus.held_out.lengths, kind="stable")
+    documents = [corpus.held_out[int(index)] for index in order[: recipe.evaluation.documents]]
+    tasks: list[Task] = [
+        Passkey(lengths=lengths, trials=recipe.evaluation.trials, seed=recipe.seed),
+        Perplexity(documents=documents, lengths=lengths),
+    ]
+    found = Scores()
+    for task in tasks:
+        scores = evaluate(task, reader, journal=folder / f"{name}-{task.name}.jsonl")
+        record = Evaluation(
+            model=name, task=task.name, seed=recipe.seed, settings=task.settings, command=command, **facts()
+        )
+        found = found.with_results(reader.subject, record, scores)
+    found.write(folder / f"{name}.scores.json")
 
 
 def _write_record(

@@ -18,7 +18,7 @@ from skipwise.data.passages import Passages
 from skipwise.data.rows import Rows
 from skipwise.data.skips import Sampler
 from skipwise.environment import default_device
-from skipwise.evals.passkey import passkey_scores
+from skipwise.evals.passkey import share_found
 from skipwise.export.checkpoint import export_checkpoint
 from skipwise.files import disk_errors, write_json
 from skipwise.models.load import load_model
@@ -131,13 +131,10 @@ def _retrieval(recipe: Recipe, base: Base) -> engine.Retrieval:
     asked = recipe.training.retrieval
     length = asked.length or recipe.target_length
 
-    def share_found(model: PreTrainedModel) -> float:
-        scores = passkey_scores(
-            model, base.tokenizer, [length], name="training", trials=asked.trials, seed=recipe.seed + 1
-        )
-        return next(score["value"] for score in scores if score["task"] == "retrieval")
+    def look(model: PreTrainedModel) -> float:
+        return share_found(model, base.tokenizer, length, trials=asked.trials, seed=recipe.seed + 1)
 
-    return share_found
+    return look
 
 
 def _dtype(config: PretrainedConfig) -> torch.dtype | None:

@@ -1,13 +1,16 @@
 import math
-from types import SimpleNamespace
+import re
 
 import numpy as np
 import pytest
 import torch
+from planted import PlantedReader
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from skipwise.errors import InputError
-from skipwise.evals.passkey import FILLER, KEY_LINE, QUESTION, TASK, PromptBuilder, _found, passkey_scores
+from skipwise.evals.local import LocalReader
+from skipwise.evals.passkey import FILLER, KEY_LINE, QUESTION, TASK, Passkey, PromptBuilder, share_found
+from skipwise.evals.run import evaluate
 
 
 @pytest.fixture(scope="module")
@@ -20,33 +23,11 @@ def builder(tokenizer):
     return PromptBuilder(tokenizer)
 
 
-class Reader:
-    """Stands for a model: says at every place the token that ``say(token_ids, place)`` names."""
+def copies(tokenizer):
+    """Say the number that stands in the prompt."""
 
-    device = torch.device("cpu")
-
-    def __init__(self, say):
-        self.say = say
-        self.seen = []
-
-    def __call__(self, *, input_ids, attention_mask, logits_to_keep, use_cache):
-        assert attention_mask.shape == input_ids.shape
-        assert attention_mask.all()
-        tokens = input_ids[0].tolist()
-        self.seen.append(tokens)
-        places = range(len(tokens) - logits_to_keep, len(tokens))
-        said = torch.tensor([self.say(tokens, place) for place in places])
-        return SimpleNamespace(logits=torch.nn.functional.one_hot(said, 2048)[None].float())
-
-
-def copy_key(tokenizer):
-    """Say what followed these words where they stood first, as an induction head would."""
-    lead = tokenizer(KEY_LINE.split("{")[0], add_special_tokens=False)["input_ids"][-3:]
-
-    def say(tokens, place):
-        start = max(i for i in range(place - 2) if tokens[i : i + 3] == lead) + 3  # after the question's "is"
-        first = next(i for i in range(len(tokens)) if tokens[i : i + 3] == lead) + 3
-        return tokens[first + place - start + 1] if place >= start else tokens[first]
+    def say(prompt):
+        return " " + re.search(r"pass key is (\d+)", tokenizer.decode(prompt)).group(1) + ". Remember"
 
     return say
 
@@ -83,6 +64,10 @@ def test_the_filler_is_the_papers_over_and_over(tokenizer, builder):
     assert ((FILLER + " ") * 99).startswith(haystack)
 
 
+def test_a_million_tokens(builder):
+    assert len(builder.build(2**20, 0.5, 12345).token_ids) == 2**20
+
+
 def test_the_shortest_length_works_and_one_token_less_is_refused(tokenizer, builder):
     with pytest.raises(InputError, match=r"needs (\d+) tokens .* length 30: evaluate longer") as error:
         builder.build(30, 0.5, 12345)
@@ -90,6 +75,8 @@ def test_the_shortest_length_works_and_one_token_less_is_refused(tokenizer, buil
     assert tokenizer.decode(builder.build(needed, 0.5, 12345).token_ids).endswith("is 12345")
     with pytest.raises(InputError, match=f"needs {needed} tokens"):
         builder.build(needed - 1, 0.5, 12345)
+    with pytest.raises(InputError, match="evaluate longer"):
+        evaluate(Passkey(lengths=[30, 400]), PlantedReader(tokenizer))
 
 
 def test_a_bos_token_comes_first_and_counts(tokenizer):
@@ -104,75 +91,77 @@ def test_a_bos_token_comes_first_and_counts(tokenizer):
     assert len(token_ids) == 256
 
 
-def test_every_model_gets_the_same_prompts(tokenizer):
-    def prompts(seed):
-        reader = Reader(lambda tokens, place: 0)
-        passkey_scores(reader, tokenizer, [256, 300], name="m", trials=7, seed=seed)
-        return reader.seen
+@pytest.mark.parametrize("depth", ["grid", "random"])
+def test_every_model_gets_the_same_prompts(tokenizer, depth):
+    def prompts(seed, rows=3):
+        reader = PlantedReader(tokenizer, say=lambda prompt: "", rows=rows)
+        evaluate(Passkey(lengths=[300, 256], trials=7, seed=seed, depth=depth), reader)
+        return {tuple(each) for each in reader.asked}
 
-    assert prompts(3) == prompts(3)
-    assert prompts(3) != prompts(4)
-    assert len({tuple(tokens) for tokens in prompts(3)}) == 14
+    assert prompts(3) == prompts(3, rows=5)
+    assert prompts(3).isdisjoint(prompts(4))
+    assert len(prompts(3)) == 14
 
 
 def test_a_reader_of_the_key_scores_one(tokenizer):
-    scores = passkey_scores(Reader(copy_key(tokenizer)), tokenizer, [200], name="m", trials=11, seed=0)
-    assert {score["value"] for score in scores} == {1.0}
+    reader = PlantedReader(tokenizer, say=copies(tokenizer))
+    scores = evaluate(Passkey(lengths=[200], trials=11), reader)
+    assert {score.value for score in scores} == {1.0}
+    assert all(len(prompt) < 200 for prompt in reader.asked)
 
 
-@pytest.mark.parametrize("digit", [0, -1])
-def test_one_wrong_token_fails_the_trial(tokenizer, builder, digit):
-    right = copy_key(tokenizer)
-    answer = range(builder.build(256, 0.5, 12345).answer_length)
-    assert len(answer) > 1
-
-    def say(tokens, place):
-        wrong = place == len(tokens) - len(answer) + answer[digit]
-        return (right(tokens, place) + wrong) % 2048
-
-    assert _found(Reader(right), builder.build(256, 0.5, 12345))
-    assert not _found(Reader(say), builder.build(256, 0.5, 12345))
+@pytest.mark.parametrize("wrong", [lambda key: key[:-1], lambda key: "1" + key, lambda key: "The" + key])
+def test_a_wrong_or_cut_key_fails(tokenizer, wrong):
+    right = copies(tokenizer)
+    reader = PlantedReader(tokenizer, say=lambda prompt: wrong(right(prompt).split(".")[0].strip()))
+    assert {score.value for score in evaluate(Passkey(lengths=[200], trials=5), reader)} == {0.0}
 
 
 def test_a_model_that_guesses_scores_nothing(tokenizer, make_model):
-    model = make_model(vocab_size=2048)
-    scores = passkey_scores(model, tokenizer, [200], name="m", trials=5, seed=0)
-    assert {score["value"] for score in scores} == {0.0}
+    reader = LocalReader(make_model(vocab_size=2048), tokenizer)
+    assert {score.value for score in evaluate(Passkey(lengths=[200], trials=5), reader)} == {0.0}
 
 
 def test_scores_by_depth_add_up_to_the_score(tokenizer):
-    right = copy_key(tokenizer)
-    failing = iter([True, False, False] * 10 + [False] * 16)
-
-    class Sometimes(Reader):
-        def __call__(self, **arguments):
-            self.wrong = next(failing)
-            return super().__call__(**arguments)
-
-    model = Sometimes(lambda tokens, place: 0 if model.wrong else right(tokens, place))
-    scores = passkey_scores(model, tokenizer, [150, 200], name="m", trials=23, seed=0)
+    right, task = copies(tokenizer), Passkey(lengths=[150, 200], trials=23)
+    missed = {str(each.what[1]) for each in task.prompts(150)[:8] + task.prompts(200)[3:5]}
+    reader = PlantedReader(
+        tokenizer, say=lambda prompt: "no" if right(prompt)[1:6] in missed else right(prompt)
+    )
+    scores = evaluate(task, reader)
     for length, expected in ((150, 15 / 23), (200, 21 / 23)):
-        whole, *parts = [score for score in scores if score["length"] == length]
-        assert whole["task"] == "retrieval"
-        assert whole["value"] == pytest.approx(expected)
-        assert whole["stderr"] == pytest.approx(math.sqrt(expected * (1 - expected) / 23))
-        assert {part["task"] for part in parts} == {"retrieval_at_depth"}
-        assert [part["depth"] for part in parts] == pytest.approx(np.linspace(0, 1, 10))
-        assert [part["n"] for part in parts] == [3, 3, 3, 2, 2, 2, 2, 2, 2, 2]
-        assert sum(part["value"] * part["n"] for part in parts) / 23 == pytest.approx(expected)
+        whole, *parts = [score for score in scores if score.length == length]
+        assert whole.depth is None
+        assert {score.task for score in scores} == {"passkey"}
+        assert whole.value == pytest.approx(expected)
+        assert whole.stderr == pytest.approx(math.sqrt(expected * (1 - expected) / 23))
+        assert len(whole.samples) == whole.n == 23
+        assert [part.depth for part in parts] == pytest.approx(np.linspace(0, 1, 10))
+        assert [part.n for part in parts] == [3, 3, 3, 2, 2, 2, 2, 2, 2, 2]
+        assert sum(part.value * part.n for part in parts) / 23 == pytest.approx(expected)
 
 
 def test_few_trials_still_span_the_depths(tokenizer):
-    scores = passkey_scores(Reader(lambda *_: 0), tokenizer, [150], name="m", trials=3, seed=0)
-    assert [score["depth"] for score in scores[1:]] == [0.0, 0.5, 1.0]
+    scores = evaluate(Passkey(lengths=[150], trials=3), PlantedReader(tokenizer, say=lambda prompt: ""))
+    assert [score.depth for score in scores[1:]] == [0.0, 0.5, 1.0]
 
 
-def test_the_verdict_is_that_of_greedy_decoding(tokenizer, builder, demo_base):
-    """The trained model that comes with the package finds some keys and misses others."""
+def test_random_depths_are_uniform_and_have_no_score_each(tokenizer):
+    task = Passkey(lengths=[150], trials=2_000, depth="random")
+    places = np.sort(task.places(150))
+    assert np.abs(places - np.linspace(0, 1, 2_000)).max() < 1.63 / math.sqrt(2_000)  # Kolmogorov, 1 %
+    few = Passkey(lengths=[150], trials=4, depth="random")
+    assert len(evaluate(few, PlantedReader(tokenizer, say=copies(tokenizer)))) == 1
+
+
+def test_the_verdict_is_that_of_generate_and_of_one_pass(tokenizer, builder, demo_base):
+    """Against `transformers`' own greedy decoding, prompt by prompt, and against teacher forcing: the trained
+    model that comes with the package finds some keys and misses others."""
     model = AutoModelForCausalLM.from_pretrained(demo_base).eval()
-    verdicts = []
-    for trial, length in enumerate([240, 256, 260, 270, 280, 290, 300, 320, 400, 512]):
-        prompt = builder.build(length, trial / 9, 10_000 + 8_642 * trial)
+    task = Passkey(lengths=[280, 320, 400], trials=6)
+    expected = {}
+    for item in [item for length in task.lengths for item in task.prompts(length)]:
+        prompt = builder.build(item.length, *item.what)
         question = torch.tensor([prompt.token_ids[: -prompt.answer_length]])
         written = model.generate(
             question,
@@ -183,6 +172,9 @@ def test_the_verdict_is_that_of_greedy_decoding(tokenizer, builder, demo_base):
             pad_token_id=0,
         )
         found = written[0, question.shape[1] :].tolist() == prompt.token_ids[-prompt.answer_length :]
-        assert _found(model, prompt) == found
-        verdicts.append(found)
-    assert 2 <= sum(verdicts) <= 8
+        expected.setdefault(item.length, []).append(float(found))
+    once = {n: share_found(model, tokenizer, n, trials=6, seed=0) for n in task.lengths}
+    assert once == {length: pytest.approx(np.mean(found)) for length, found in expected.items()}
+    scores = evaluate(task, LocalReader(model, tokenizer))
+    assert {score.length: list(score.samples) for score in scores if score.depth is None} == expected
+    assert 2 <= sum(map(sum, expected.values())) <= 16

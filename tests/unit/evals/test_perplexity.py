@@ -1,37 +1,22 @@
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from planted import PlantedReader
 
-from skipwise.errors import RunError
-from skipwise.evals import perplexity
-from skipwise.evals.perplexity import perplexity_scores, token_losses
+from skipwise.errors import InputError
+from skipwise.evals.local import LocalReader
+from skipwise.evals.perplexity import Perplexity, SlidingPerplexity, windows
+from skipwise.evals.run import evaluate
+from skipwise.scores import of_task
 
-
-class Table(torch.nn.Module):
-    """A model of next tokens: ``table[a, b]`` is the probability of b after a, whatever came before."""
-
-    device = torch.device("cpu")
-
-    def __init__(self, table):
-        super().__init__()
-        self.head = torch.nn.Linear(len(table), len(table), bias=False)
-        self.head.weight.data = torch.tensor(table).log().T
-
-    def base_model(self, input_ids, attention_mask, use_cache):
-        return (torch.nn.functional.one_hot(input_ids, self.head.in_features).float(),)
-
-    def get_output_embeddings(self):
-        return self.head
-
-    def forward(self, *, input_ids, attention_mask, use_cache, output_hidden_states):
-        hidden = self.base_model(input_ids, attention_mask, use_cache)
-        return SimpleNamespace(logits=self.head(hidden[0]), hidden_states=hidden)
+TWO_TOKENS = np.array([[0.9, 0.1], [0.4, 0.6]])
+"""The probability of each token after each: a model whose perplexity can be computed by hand."""
 
 
-TWO_TOKENS = [[0.9, 0.1], [0.4, 0.6]]
+def table(row):
+    return np.concatenate([[np.nan], -np.log(TWO_TOKENS[row[:-1], row[1:]])])
 
 
 def tokens(seed, *counts, vocabulary=97):
@@ -39,116 +24,143 @@ def tokens(seed, *counts, vocabulary=97):
     return [rng.integers(0, vocabulary, count).astype(np.int32) for count in counts]
 
 
-def by_task(scores, task):
-    return [score for score in scores if score["task"] == task]
-
-
 def full_losses(model, document):
-    """The same losses from the logits of the whole document at once."""
-    token_ids = torch.from_numpy(document).long()[None]
+    """The losses of tokens 1 .. from the logits of the whole document at once, in float64."""
+    token_ids = torch.from_numpy(np.asarray(document)).long()[None]
     with torch.inference_mode():
         logits = model(token_ids, attention_mask=torch.ones_like(token_ids)).logits[0, :-1].double()
     return -logits.log_softmax(-1)[torch.arange(len(document) - 1), token_ids[0, 1:]].numpy()
 
 
-def test_losses_by_hand():
-    found = token_losses(Table(TWO_TOKENS), np.array([0, 1, 1, 0, 0]))
-    assert math.isnan(found[0])
-    assert found[1:] == pytest.approx(-np.log([0.1, 0.6, 0.4, 0.9]), rel=1e-6)
-    assert found.dtype == np.float64
+def by_position(model, documents, lengths):
+    reader = model if isinstance(model, PlantedReader) else LocalReader(model, None)
+    return evaluate(Perplexity(documents=documents, lengths=lengths), reader)
 
 
 def test_perplexity_by_hand():
     """exp of the mean loss of every scored token: 7 of them in the first 8, 2 in the last quarter."""
     document = np.array([0, 1, 1, 0, 0, 0, 0, 1, 1])
-    scores = perplexity_scores(Table(TWO_TOKENS), [document], [8], name="m")
+    scores = by_position(PlantedReader(None, lose=table), [document], [8])
     after = {"perplexity": [0.1, 0.6, 0.4, 0.9, 0.9, 0.9, 0.1], "perplexity_last_quarter": [0.9, 0.1]}
     for task, probabilities in after.items():
-        (score,) = by_task(scores, task)
+        (score,) = of_task(scores, task)
         expected = math.prod(probabilities) ** (-1 / len(probabilities))
-        assert score == {
-            "model": "m",
-            "task": task,
-            "length": 8,
-            "value": pytest.approx(expected, rel=1e-6),
-            "n": 1,
-            "stderr": 0.0,
-        }
+        assert score.value == pytest.approx(expected, rel=1e-9)
+        assert (score.model, score.length, score.n, score.stderr) == ("planted", 8, 1, 0.0)
+        assert score.samples == pytest.approx([math.log(expected)])
 
 
 def test_a_model_that_knows_nothing_has_the_perplexity_of_its_vocabulary(make_model):
     model = make_model()
     torch.nn.init.zeros_(model.lm_head.weight)
-    scores = perplexity_scores(model, tokens(0, 50, 61), [16, 48], name="m")
-    assert [score["value"] for score in scores] == pytest.approx([97.0] * len(scores), rel=1e-5)
+    scores = by_position(model, tokens(0, 50, 61), [16, 48])
+    assert [score.value for score in scores] == pytest.approx([97.0] * len(scores), rel=1e-5)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt_neox"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt_neox", "gemma2"])
 def test_one_pass_gives_every_shorter_window(make_model, family):
     """The identity the evaluation rests on, against one separate pass for each window."""
-    model, (document,) = make_model(family), tokens(1, 61)
-    scores = by_task(perplexity_scores(model, [document], [7, 16, 33, 61], name="m"), "perplexity")
-    assert [score["length"] for score in scores] == [7, 16, 33, 61]
+    eager = {"attn_implementation": "eager", "num_key_value_heads": 1} if family == "gemma2" else {}
+    model, (document,) = make_model(family, **eager), tokens(1, 61)
+    scores = of_task(by_position(model, [document], [7, 16, 33, 61]), "perplexity")
+    assert [score.length for score in scores] == [7, 16, 33, 61]
     for score in scores:
-        separate = np.exp(full_losses(model, document[: score["length"]]).mean())
-        assert score["value"] == pytest.approx(separate, rel=1e-4)
-    assert len({round(score["value"], 3) for score in scores}) == 4
-
-
-@pytest.mark.parametrize("chunk", [1, 10, 52, 1024])
-def test_the_head_may_be_applied_in_chunks(make_model, monkeypatch, chunk):
-    monkeypatch.setattr(perplexity, "HEAD_CHUNK", chunk)
-    model, (document,) = make_model(), tokens(2, 53)
-    assert token_losses(model, document)[1:] == pytest.approx(full_losses(model, document), rel=1e-4)
+        separate = np.exp(full_losses(model, document[: score.length]).mean())
+        assert score.value == pytest.approx(separate, rel=1e-4)
+    assert len({round(score.value, 3) for score in scores}) == 4
 
 
 def test_the_mean_is_over_tokens_and_the_spread_over_documents(make_model):
     model, documents = make_model(), tokens(3, 40, 64, 50)
-    scores = perplexity_scores(model, documents, [40], name="m")
+    scores = by_position(model, documents, [40])
     losses = np.array([full_losses(model, document[:40]) for document in documents])
-    (whole,) = by_task(scores, "perplexity")
+    (whole,) = of_task(scores, "perplexity")
     value = np.exp(losses.mean())
-    assert whole["value"] == pytest.approx(value, rel=1e-4)
-    assert whole["stderr"] == pytest.approx(value * losses.mean(1).std(ddof=1) / math.sqrt(3), rel=1e-3)
-    (last,) = by_task(scores, "perplexity_last_quarter")
-    assert last["value"] == pytest.approx(np.exp(losses[:, 29:].mean()), rel=1e-4)  # tokens 30 .. 39
+    assert whole.value == pytest.approx(value, rel=1e-4)
+    assert whole.stderr == pytest.approx(value * losses.mean(1).std(ddof=1) / math.sqrt(3), rel=1e-3)
+    assert whole.samples == pytest.approx(losses.mean(1), rel=1e-4)
+    (last,) = of_task(scores, "perplexity_last_quarter")
+    assert last.value == pytest.approx(np.exp(losses[:, 29:].mean()), rel=1e-4)  # tokens 30 .. 39
 
 
 def test_buckets_double_and_are_scored_by_position(make_model):
     model, documents = make_model(), tokens(4, 64, 64)
-    buckets = by_task(perplexity_scores(model, documents, [16, 32, 64], name="m"), "perplexity_bucket")
-    assert [(bucket["start"], bucket["end"]) for bucket in buckets] == [
-        (0, 4),
-        (4, 8),
-        (8, 16),
-        (16, 32),
-        (32, 64),
-    ]
-    losses = np.array([token_losses(model, document) for document in documents])
-    for bucket in buckets:
-        span = losses[:, max(bucket["start"], 1) : bucket["end"]]
-        assert bucket["value"] == pytest.approx(np.exp(span.mean()), rel=1e-6)
-        assert bucket["length"] == bucket["end"]
+    buckets = of_task(by_position(model, documents, [16, 32, 64]), "perplexity_bucket")
+    assert [(each.start, each.length) for each in buckets] == [(0, 4), (4, 8), (8, 16), (16, 32), (32, 64)]
+    losses = np.array([full_losses(model, document) for document in documents])
+    for each in buckets:
+        expected = np.exp(losses[:, max(each.start - 1, 0) : each.length - 1].mean())
+        assert each.value == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_length_uses_the_documents_that_reach_it(make_model):
-    model, documents = make_model(), tokens(5, 20, 40, 39)
-    scores = perplexity_scores(model, documents, [16, 40, 64], name="m")
-    assert [(score["length"], score["n"]) for score in by_task(scores, "perplexity")] == [(16, 3), (40, 1)]
-    (expected,) = by_task(perplexity_scores(model, documents[1:2], [40], name="m"), "perplexity")
-    assert by_task(scores, "perplexity")[1]["value"] == expected["value"]
-    assert max(bucket["end"] for bucket in by_task(scores, "perplexity_bucket")) <= 40
+def test_a_length_uses_the_documents_that_reach_it():
+    lose = lambda row: np.full(len(row), float(len(row)))  # noqa: E731
+    scores = by_position(PlantedReader(None, lose=lose), tokens(5, 100, 31), [30, 60, 200])
+    perplexity = {score.length: (score.n, score.value) for score in of_task(scores, "perplexity")}
+    assert perplexity == {30: (2, pytest.approx(math.exp(65.5))), 60: (1, pytest.approx(math.exp(100.0)))}
+    assert {score.length for score in scores} == {12, 25, 30, 50, 60, 100}  # nothing at 200
 
 
-def test_no_document_no_score(make_model):
-    assert perplexity_scores(make_model(), [], [16], name="m") == []
-    assert perplexity_scores(make_model(), tokens(6, 3), [16], name="m") == []
+@pytest.mark.parametrize(
+    ("total", "length", "stride"), [(10, 4, 3), (9, 4, 2), (7, 7, 6), (5, 8, 3), (64, 9, 1)]
+)
+def test_windows_score_every_token_once_with_room_before_it(total, length, stride):
+    found = windows(total, length, stride)
+    scored = [start + each for start, end, first in found for each in range(first, end - start)]
+    assert scored == list(range(1, total))
+    for start, end, first in found[1:]:
+        assert end - start == length
+        assert first >= length - stride
+    assert [end for _, end, _ in found] == [min(length + stride * i, total) for i in range(len(found))]
 
 
-def test_a_family_that_caps_its_logits_is_refused_by_name(make_model):
-    sizes = {"layer_types": ["full_attention"] * 2, "num_key_value_heads": 2, "attn_implementation": "eager"}
-    model = make_model("gemma2", final_logit_softcapping=2.0, **sizes)
-    with pytest.raises(RunError, match=r"^Gemma2ForCausalLM changes its logits after the output head"):
-        perplexity_scores(model, tokens(7, 20), [16], name="m")
-    model = make_model("gemma2", final_logit_softcapping=None, **sizes)
-    assert perplexity_scores(model, tokens(7, 20), [16], name="m")
+@pytest.mark.parametrize("stride", [1, 5, 15])
+def test_a_sliding_window_matches_its_definition(make_model, stride):
+    """Token t of a document is predicted in the first window that reaches it; one pass a window, and the
+    mean over all tokens of all documents."""
+    model, documents = make_model(), tokens(6, 40, 53, 11)
+    losses = []
+    for document in documents:
+        end = 0
+        while end < len(document):
+            until = min(16 if end == 0 else end + stride, len(document))
+            begin = max(0, until - 16)
+            window = full_losses(model, document[begin:until])
+            losses += list(window[max(end - begin - 1, 0) :])
+            end = until
+    assert len(losses) == 40 + 53 + 11 - 3
+    task = SlidingPerplexity(documents=documents, lengths=[16], stride=stride)
+    (score,) = evaluate(task, LocalReader(model, None))
+    assert score.value == pytest.approx(np.exp(np.mean(losses)), rel=1e-4)
+    assert score.weights == (39.0, 52.0, 10.0)
+    assert score.task == "sliding_perplexity"
+
+
+def test_averaging_over_windows_would_be_another_number(make_model):
+    """The mistake of other implementations: the last window of a document scores few tokens."""
+    model, documents = make_model(), tokens(7, 41)
+    spans = windows(41, 16, 8)
+    means = [full_losses(model, documents[0][a:b])[first - 1 :].mean() for a, b, first in spans]
+    task = SlidingPerplexity(documents=documents, lengths=[16], stride=8)
+    (score,) = evaluate(task, LocalReader(model, None))
+    assert abs(math.log(score.value) - np.mean(means)) > 1e-3
+
+
+def test_the_spread_of_weighted_documents_is_that_of_a_ratio():
+    """Against the jackknife, which knows no formula."""
+    rng = np.random.default_rng(8)
+    documents = tokens(8, *rng.integers(20, 200, size=60))
+    lose = lambda row: np.full(len(row), 1 + row[3] / 97)  # noqa: E731
+    task = SlidingPerplexity(documents=documents, lengths=[500], stride=499)
+    (score,) = evaluate(task, PlantedReader(None, lose=lose))
+    weight, value = np.array(score.weights), np.array(score.samples)
+    left_out = [np.average(np.delete(value, i), weights=np.delete(weight, i)) for i in range(60)]
+    jackknife = math.sqrt(59 / 60 * np.sum((left_out - np.mean(left_out)) ** 2))
+    assert score.stderr == pytest.approx(score.value * jackknife, rel=0.05)
+
+
+@pytest.mark.parametrize("stride", [0, 16])
+def test_a_stride_that_skips_tokens_is_refused(stride):
+    task = SlidingPerplexity(documents=tokens(9, 40), lengths=[16, 32], stride=stride)
+    with pytest.raises(InputError, match=f"a stride of {stride} does not fit windows of 16 tokens"):
+        evaluate(task, PlantedReader(None))
