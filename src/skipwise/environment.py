@@ -46,7 +46,7 @@ def exact_matmuls() -> None:
 
 def facts() -> dict[str, Any]:
     """Versions and hardware, as `run.json` holds them."""
-    versions = {"python": platform.python_version()} | {name: metadata.version(name) for name in _PACKAGES}
+    versions = {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES}
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     hardware = {
         "device": gpu or "CPU",
@@ -55,6 +55,13 @@ def facts() -> dict[str, Any]:
         "memory_gib": round(psutil.virtual_memory().total / _GIB, 1),
     }
     return {"versions": versions, "hardware": hardware}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # run from its sources
+        return "not installed"
 
 
 def peak_memory_gib() -> float:

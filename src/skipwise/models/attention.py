@@ -146,12 +146,11 @@ def _bias(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def continue_caches(model: PreTrainedModel) -> bool:
     """Let ``model``, if its attention is ``sdpa``, continue a cache without a mask that is written out.
 
-    True if no row without padding will need such a mask any more, windows apart.
+    True if no row without padding needs such a mask (any more), windows apart.
     """
-    if text_config(model.config)._attn_implementation == CONTINUED:
-        return True
-    if text_config(model.config)._attn_implementation != "sdpa":
-        return False
+    attention = str(text_config(model.config)._attn_implementation)
+    if attention != "sdpa":
+        return attention == CONTINUED or attention.startswith("flash_attention")
     ALL_ATTENTION_FUNCTIONS.register(CONTINUED, continued_attention)
     ALL_MASK_ATTENTION_FUNCTIONS.register(CONTINUED, continued_mask)
     model.set_attn_implementation(CONTINUED)
@@ -179,11 +178,31 @@ def continued_attention(
         )
     groups = query.shape[1] // key.shape[1]  # the kernel behind this mask wants as many key heads as heads
     key, value = (each.repeat_interleave(groups, dim=1) for each in (key, value))
-    seen = causal_lower_right(queries, keys)
-    found = torch.nn.functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=seen, dropout_p=dropout, scale=scaling
-    )
+    if query.device.type == "cpu" and not dropout and key.shape[-1] == value.shape[-1]:
+        found = _in_two_parts(query, key, value, scaling)
+    else:
+        seen = causal_lower_right(queries, keys)
+        found = torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=seen, dropout_p=dropout, scale=scaling
+        )
     return found.transpose(1, 2).contiguous(), None
+
+
+def _in_two_parts(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
+) -> torch.Tensor:
+    """Attention to all that was cached, and to the rest under a causal mask, put together.
+
+    The CPU has no kernel for the shifted triangle; its causal one tells the sum under each softmax (its
+    logarithm, over the keys), by which two softmaxes make one.
+    """
+    cached = key.shape[2] - query.shape[2]
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    before, before_sum = flash(query, key[:, :, :cached], value[:, :, :cached], scale=scaling)
+    own, own_sum = flash(query, key[:, :, cached:], value[:, :, cached:], is_causal=True, scale=scaling)
+    share = torch.sigmoid(before_sum - own_sum)[..., None].to(query.dtype)  # (batch, heads, queries, 1)
+    found: torch.Tensor = own + share * (before - own)
+    return found
 
 
 def continued_mask(

@@ -295,3 +295,31 @@ def test_a_model_without_rope_is_named(make_model):
     sizes = {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64}
     with pytest.raises(RunError, match=r"^gpt2 has no rotary"):
         check(make_model("gpt2", **sizes), 4096)
+
+
+def coarse(model, step):
+    """Round what every MLP gives, so that differences in the last bits grow from layer to layer."""
+    for layer in model.model.layers:
+        layer.mlp.forward = lambda x, original=layer.mlp.forward: (original(x) / step).round() * step
+    return model
+
+
+def test_rounding_of_a_deep_model_is_no_mistake_and_hides_none(make_model):
+    model = make_model(num_hidden_layers=24).to(torch.bfloat16)
+    repair(model)
+    report = probe(coarse(model, 0.5), 4096)
+    assert report.failures() == []
+    assert probes.HALF < report.oracle_error < report.oracle_bound <= probes.MOST_ROUNDING
+    change_call(
+        model, lambda arguments: arguments.update(attention_mask=torch.ones_like(arguments["input_ids"]))
+    )
+    assert failures(model) == [ORACLE]
+    windowed = make_model("mistral", num_hidden_layers=24, sliding_window=40, num_key_value_heads=1)
+    windowed.to(torch.bfloat16)  # and not repaired: cut by index
+    windowed.model.rotary_emb.inv_freq = windowed.model.rotary_emb.original_inv_freq.float()
+    assert ORACLE in failures(coarse(windowed, 0.5))
+
+
+def test_nothing_is_put_down_to_rounding_in_float32(make_model):
+    model = make_model(num_hidden_layers=24)
+    assert probe(model, 4096).oracle_bound == 1e-3

@@ -6,9 +6,10 @@ from transformers import Trainer
 
 from skipwise.config import AdapterRecipe, TrainingRecipe
 from skipwise.errors import InputError
+from skipwise.train import optimizers
 from skipwise.train.adapters import add_adapter
 from skipwise.train.arguments import training_arguments
-from skipwise.train.optimizers import StochasticAdamW, optimizer_for, stochastically_rounded
+from skipwise.train.optimizers import StochasticAdamW, hashed, optimizer_for, stochastically_rounded
 
 COUNT = 4099
 
@@ -29,10 +30,13 @@ def run(kind, dtype, pushes, start=1.0, **options):
     return weight.detach().float(), optimizer.state[weight]
 
 
+def random_bits(count, seed=0):
+    return hashed(torch.arange(count, dtype=torch.int32), torch.tensor(seed, dtype=torch.int32))
+
+
 def test_rounding_keeps_the_mean_and_chooses_a_neighbour():
-    random = torch.Generator().manual_seed(0)
     for value in (1 + 0.3 * 2**-7, -3.1, 1e-30, 0.0):
-        found = stochastically_rounded(torch.full((40000,), value), random).float()
+        found = stochastically_rounded(torch.full((40000,), value), random_bits(40000)).float()
         step = abs(value) * 2**-7
         assert found.mean().item() == pytest.approx(value, abs=4 * step / 200)
         assert (found - value).abs().max() <= step
@@ -41,7 +45,47 @@ def test_rounding_keeps_the_mean_and_chooses_a_neighbour():
 
 def test_rounding_leaves_what_bfloat16_holds():
     values = torch.tensor([0.0, -0.0, 1.0, -2.5, 2.0**-126, float("inf"), -float("inf")])
-    assert torch.equal(stochastically_rounded(values).float(), values)
+    assert torch.equal(stochastically_rounded(values, random_bits(7)).float(), values)
+
+
+@pytest.mark.parametrize("seed", [0, 1, -5, 2**31 - 1])
+def test_hashed_bits_are_uniform_and_independent(seed):
+    count = 2**18
+    bits = random_bits(count, seed)
+    each = torch.stack([(bits >> place) & 1 for place in range(32)]).double()
+    assert (each.mean(1) - 0.5).abs().max() < 5 * 0.5 / count**0.5
+    neighbours = torch.cat([each[:, 1:], each[:, :-1]])
+    correlation = (torch.corrcoef(neighbours) - torch.eye(64)).abs().max()
+    assert correlation < 6 / count**0.5
+
+
+def test_hashed_bits_are_those_of_the_published_function():
+    """lowbias32 in Python's integers, of an index and a seed whose product and sum wrap around."""
+    for index, seed in ((0, 1), (77, -9), (2**31 - 1, 2**31 - 1)):
+        word = (index * 0x9E3779B9 + seed) % 2**32
+        for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+            word = ((word ^ (word >> shift)) * factor) % 2**32
+        word ^= word >> 16
+        found = hashed(torch.tensor(index, dtype=torch.int32), torch.tensor(seed, dtype=torch.int32))
+        assert found.item() % 2**32 == word
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch about itself
+def test_the_compiled_update_is_the_same():
+    def tensors():
+        random = torch.Generator().manual_seed(0)
+        made = [torch.randn(COUNT, generator=random).to(torch.bfloat16) for _ in range(3)]
+        return [*made, torch.rand(COUNT, generator=random).to(torch.bfloat16)]
+
+    group = {"betas": (0.9, 0.999), "lr": 1e-3, "eps": 1e-8, "weight_decay": 0.1}
+    numbers = torch.tensor(optimizers._numbers(group, 3))
+    seeds = torch.tensor(optimizers._words(3, 0)).to(torch.int32)
+    expected, found = tensors(), tensors()
+    optimizers._adamw_in_pieces(*expected, numbers, seeds)
+    optimizers._adamw_compiled()(*found, numbers, seeds)
+    for one, other in zip(expected, found, strict=True):
+        assert (one != other).float().mean() < 1e-3  # fused products round once
 
 
 def test_small_updates_do_not_vanish():
@@ -84,10 +128,11 @@ def test_all_that_is_stored_is_bfloat16():
     assert {each.dtype for each in state.values() if isinstance(each, torch.Tensor)} == {torch.bfloat16}
 
 
-def test_pieces_make_one_tensor(monkeypatch):
-    expected, _ = run(StochasticAdamW, torch.float32, gradients(3), lr=1e-2)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pieces_make_one_tensor(monkeypatch, dtype):
+    expected, _ = run(StochasticAdamW, dtype, gradients(3), lr=1e-2)
     monkeypatch.setattr("skipwise.train.optimizers._PIECE", 1000)
-    found, _ = run(StochasticAdamW, torch.float32, gradients(3), lr=1e-2)
+    found, _ = run(StochasticAdamW, dtype, gradients(3), lr=1e-2)
     assert torch.equal(found, expected)
 
 
