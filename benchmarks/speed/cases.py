@@ -65,6 +65,7 @@ class Case:
     steps: int = 3
     profile: int = 0
     limit: int = 150
+    workers: int = 0
     note: str = ""
 
 
@@ -111,6 +112,8 @@ SMALL = [
     replace(_SMALL_PLAIN, name="135m-2k-plain", rows=32, micro_batch=8),
     replace(_SMALL, name="135m-2k-ours", rows=32),
     replace(_SMALL, name="135m-2k-compiled", rows=32, compile=True),
+    replace(_SMALL, name="135m-8k-best", row_length=8_192, rows=8, compile=True, workers=2),
+    replace(_SMALL, name="135m-2k-best", rows=32, compile=True, workers=2),
 ]
 
 FIGURE = [Case(name="figure3", kind="figure3", limit=330, note="the paper's Figure 3, both panels")]

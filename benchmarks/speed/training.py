@@ -170,6 +170,7 @@ def recipe_of(case: Case) -> TrainingRecipe:
         liger=case.liger,
         logits_chunk=case.logits_chunk,
         compile=case.compile,
+        workers=case.workers,
         report_to=(),
         save_every=10**6,
     )

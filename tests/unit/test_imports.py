@@ -65,6 +65,10 @@ RULES = {
     "evals": May(
         {"data.documents", "errors", "files", "models", "rope", "scores"}, {"httpx2", "lm_eval"} | MODELS
     ),
+    "evals.benchmarks": May(
+        {"data.documents", "errors", "evals", "scores"},
+        {"datasets", "huggingface_hub", "jinja2", "lm_eval", "yaml"} | MODELS,
+    ),
     "report": May({"errors", "files", "scores"}, {"jinja2", "matplotlib", "rich"} | ARRAYS),
     "report.coverage": May(
         {"data.coverage", "data.until_seen", "errors", "report"}, {"matplotlib", "rich"} | ARRAYS

@@ -18,6 +18,7 @@ from transformers.cache_utils import DynamicLayer
 
 from skipwise.evals.reader import Tokens, common_prefix
 from skipwise.models.attention import continue_caches
+from skipwise.models.windows import decoder_of, windowed_layers
 from skipwise.rope import text_config
 from skipwise.scores import Subject
 
@@ -69,8 +70,26 @@ class LocalReader:
     def generate(self, prompts: Sequence[Tokens], new_tokens: int) -> list[str]:
         """See `Reader.generate`. What a prompt shares with those before it is read once."""
         rows = [[int(token) for token in prompt] for prompt in prompts]
-        found = self._until_it_fits(lambda: self._generate(rows, new_tokens))
-        return [str(self.tokenizer.decode(each, skip_special_tokens=True)) for each in found]
+        found: dict[int, list[int]] = {}
+        for group in self._read_together(rows):
+            some = [rows[number] for number in group]
+            answers = self._until_it_fits(lambda: self._generate(some, new_tokens))  # noqa: B023
+            found |= dict(zip(group, answers, strict=True))
+        return [
+            str(self.tokenizer.decode(found[number], skip_special_tokens=True)) for number in range(len(rows))
+        ]
+
+    def _read_together(self, rows: list[list[int]]) -> list[list[int]]:
+        """Numbers of rows that go through the model together.
+
+        All, padded at their ends; only those of one length where windows, or states that pass from token to
+        token, would count the padding.
+        """
+        numbers = list(range(len(rows)))
+        if self._continues and not windowed_layers(decoder_of(self.model).config):
+            return [numbers]
+        lengths = sorted({len(row) for row in rows})
+        return [[number for number in numbers if len(rows[number]) == length] for length in lengths]
 
     def forget(self) -> None:
         """Free the memory of the prefix that the next prompt might share."""
@@ -121,16 +140,15 @@ class LocalReader:
                 yield start, self.model(**inputs).logits, torch.nn.Identity()
 
     def _generate(self, prompts: list[list[int]], new_tokens: int) -> list[list[int]]:
-        shared = min(common_prefix(prompts), len(prompts[0]) - 1) if self._continues else 0
+        lengths = [len(prompt) for prompt in prompts]
+        shared = min(common_prefix(prompts), min(lengths) - 1) if self._continues else 0
         self._read_prefix(prompts[0][:shared])
         cache = self._cache if len(prompts) == 1 else _repeated(self._cache, len(prompts))
-        tokens = torch.tensor(prompts, device=self._device)
-        if cache is None:
-            cache = self._new_cache()
-        length, ends = tokens.shape[1], self._end_tokens()
-        for start in range(shared, length, step := self._step(length, shared)):
-            logits = self._last_logits(tokens[:, start : start + step], cache, start)
-        found: list[list[int]] = [[] for _ in prompts]
+        cache = cache if cache is not None else self._new_cache()
+        ends, found = self._end_tokens(), [list[int]() for _ in prompts]
+        logits = self._read_prompts(prompts, cache, shared)
+        length = torch.tensor(lengths, device=self._device)
+        seen = (torch.arange(max(lengths), device=self._device) < length[:, None]).long()
         for number in range(new_tokens):
             chosen = logits.argmax(-1)
             for each, token in zip(found, chosen.tolist(), strict=True):
@@ -138,10 +156,34 @@ class LocalReader:
                     each.append(token)
             if number + 1 == new_tokens or all(each[-1] in ends for each in found):
                 break
-            logits = self._last_logits(chosen[:, None], cache, length + number)
+            seen = torch.cat([seen, torch.ones_like(seen[:, :1])], dim=1)
+            inputs = {"input_ids": chosen[:, None], "position_ids": length[:, None] + number}
+            padded = {"attention_mask": seen} if len(set(lengths)) > 1 else {}
+            logits = self.model(**inputs, **padded, past_key_values=cache, use_cache=True).logits[:, -1]
         if len(prompts) == 1 and self._continues:
             _crop(cache, shared)
         return [each[:-1] if each[-1] in ends else each for each in found]
+
+    def _read_prompts(self, prompts: list[list[int]], cache: DynamicCache, start: int) -> torch.Tensor:
+        """The logits ``(B, vocabulary)`` after each prompt; the cache holds their first ``start`` tokens.
+
+        Prompts are padded at their ends: no token of them sees that.
+        """
+        longest = max(map(len, prompts))
+        padded = [prompt + [0] * (longest - len(prompt)) for prompt in prompts]
+        tokens, found = torch.tensor(padded, device=self._device), {}
+        for first in range(start, longest, step := self._step(longest)):
+            inputs = self._inputs(tokens[:, first : first + step], cache, first)
+            ends_here = {
+                row: len(prompt) - 1 - first
+                for row, prompt in enumerate(prompts)
+                if first < len(prompt) <= first + step
+            }
+            places = sorted(set(ends_here.values())) or [0]
+            keep = torch.tensor(places, device=self._device)
+            logits = self.model(**inputs, logits_to_keep=keep).logits
+            found |= {row: logits[row, places.index(place)] for row, place in ends_here.items()}
+        return torch.stack([found[row] for row in range(len(prompts))])
 
     def _read_prefix(self, tokens: list[int]) -> None:
         """Let the cache hold just ``tokens``; what it holds of them already is not read again."""
@@ -153,16 +195,10 @@ class LocalReader:
         self._cache = self._cache or self._new_cache()
         _crop(self._cache, keep)
         rows = torch.tensor([tokens], device=self._device)
-        for start in range(keep, len(tokens), step := self._step(len(tokens), keep)):
+        for start in range(keep, len(tokens), step := self._step(len(tokens))):
             self._seen = []  # not to be trusted if this fails half-way
             self.model.base_model(**self._inputs(rows[:, start : start + step], self._cache, start))
         self._seen = list(tokens)
-
-    def _last_logits(self, tokens: torch.Tensor, cache: DynamicCache, start: int) -> torch.Tensor:
-        """``(B, vocabulary)`` after the last of ``tokens (B, T)``, which begin at ``start`` of their rows."""
-        inputs = self._inputs(tokens, cache, start)
-        logits: torch.Tensor = self.model(**inputs, logits_to_keep=1).logits[:, -1]
-        return logits
 
     def _inputs(self, tokens: torch.Tensor, cache: DynamicCache | None, start: int) -> dict[str, Any]:
         positions = torch.arange(start, start + tokens.shape[1], device=self._device)[None]
@@ -172,15 +208,12 @@ class LocalReader:
             return inputs | {"use_cache": False}
         return inputs | {"past_key_values": cache, "use_cache": True}
 
-    def _step(self, length: int, cached: int = 0) -> int:
-        """Tokens of a piece of rows of ``length``, the first ``cached`` of which were read before."""
+    def _step(self, length: int) -> int:
+        """Tokens of a piece of rows of ``length``."""
         if not self._continues:
             return length
         step = min(self._piece or length, length)
-        whole = not cached and step == length
-        if self._maskless and (whole or self._device.type == "cuda"):
-            return step
-        return min(step, max(MASKED_PAIRS // length, 128))
+        return step if self._maskless else min(step, max(MASKED_PAIRS // length, 128))
 
     def _new_cache(self) -> DynamicCache:
         """One that forgets nothing: layers with windows mask what they may not see."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,15 +78,19 @@ class Passkey:
     """``trials`` prompts of each length, a new key in each; the same seed gives every model the same.
 
     ``depth`` ``grid``: trials go through ``depths`` evenly spaced depths in turn, and there is a score for
-    each; ``random``: uniform over the haystack, as in the paper.
+    each; ``random``: uniform over the haystack, as in the paper. Raises InputError for any other.
     """
 
     lengths: Sequence[int]
     trials: int = 50
     seed: int = 0
-    depth: Literal["grid", "random"] = "grid"
+    depth: str = "grid"
     depths: int = 10
     name: str = "passkey"
+
+    def __post_init__(self) -> None:
+        if self.depth not in ("grid", "random"):
+            raise InputError(f"depth {self.depth!r}: must be grid or random")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -128,15 +132,10 @@ class Passkey:
         keys = [str(each.what[1]) for each in items]
         prompts = [builder.build(each.length, *each.what) for each in items]
         longest = max(each.answer_length for each in prompts)
-        asked = [each.token_ids[: -each.answer_length] for each in prompts]
-        answers: dict[int, str] = {}
-        for size in {len(each) for each in asked}:  # a key of fewer tokens leaves a longer prompt
-            alike = [number for number, each in enumerate(asked) if len(each) == size]
-            said = reader.generate([asked[number] for number in alike], longest)
-            answers |= dict(zip(alike, said, strict=True))
+        said = reader.generate([each.token_ids[: -each.answer_length] for each in prompts], longest)
         return [
-            {"found": float(answers[number].strip().startswith(key)), "answer": answers[number]}
-            for number, key in enumerate(keys)
+            {"found": float(answer.strip().startswith(key)), "answer": answer}
+            for answer, key in zip(said, keys, strict=True)
         ]
 
     def scores(self, model: str, results: dict[str, dict[str, Any]]) -> list[Score]:

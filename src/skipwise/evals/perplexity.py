@@ -48,7 +48,7 @@ class Perplexity:
     @property
     def settings(self) -> dict[str, Any]:
         """See `Task`."""
-        return {"lengths": sorted(self.lengths), "documents": _describe(self.documents), **self.source}
+        return {"lengths": sorted(self.lengths), "documents": describe_documents(self.documents), **self.source}
 
     def items(self, reader: Reader) -> list[Item]:  # noqa: ARG002
         """One a document."""
@@ -115,7 +115,7 @@ class SlidingPerplexity:
         return {
             "lengths": sorted(self.lengths),
             "stride": self.stride,
-            "documents": _describe(self.documents),
+            "documents": describe_documents(self.documents),
             **self.source,
         }
 
@@ -217,7 +217,8 @@ def perplexity_score(
     )
 
 
-def _describe(documents: Documents) -> dict[str, Any]:
+def describe_documents(documents: Documents) -> dict[str, Any]:
+    """What tells documents apart, for the settings of a task."""
     text = ",".join(str(np.asarray(document).tolist()) for document in documents)
     return {"count": len(documents), "tokens": sum(map(len, documents)), "hash": fingerprint(text)}
 

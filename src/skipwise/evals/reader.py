@@ -37,7 +37,7 @@ class Reader(Protocol):
     def generate(self, prompts: Sequence[Tokens], new_tokens: int) -> list[str]:
         """The most likely next tokens of each prompt (greedy), as text without special tokens.
 
-        At most ``new_tokens``, fewer where the model ends its answer. ``prompts`` have one length.
+        At most ``new_tokens``, fewer where the model ends its answer. Prompts need not have one length.
         """
 
 
@@ -48,7 +48,7 @@ def common_prefix(rows: Sequence[Tokens]) -> int:
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """``text`` as token ids, nothing added before or after."""
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])  # of any length
 
 
 def start_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:

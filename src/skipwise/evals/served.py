@@ -26,6 +26,9 @@ from skipwise.scores import Subject
 TIMEOUT = httpx2.Timeout(10.0, read=3_600.0)
 """Seconds: a server that is there answers soon, but may read a million tokens before it has a result."""
 
+NO_SOCKETS_KEPT = httpx2.Limits(max_keepalive_connections=0)
+"""Between requests: a new connection costs nothing beside them, and nobody has to close the last one."""
+
 WAITS = (1.0, 2.0, 4.0)
 """Seconds before a request is sent again that the server was too busy for, or that was cut off."""
 
@@ -39,10 +42,11 @@ PLAIN = {"temperature": 0.0, "repetition_penalty": 1.0, "repeat_penalty": 1.0}
 
 
 class ServedReader:
-    """A `Reader` over a server. ``base_url`` ends in ``/v1``; ``model``: one of its names, None: its only one.
+    """A `Reader` over a server at ``base_url``, which ends in ``/v1``.
 
-    ``rows``: requests under way at once. Raises InputError when no server answers there, or none that has the
-    model, and RunError when it breaks down later. ``client``: for tests.
+    ``model``: one of its names, None: its only one. ``rows``: requests under way at once.
+    Raises InputError when no server answers there, or none that has the model, and RunError when it breaks
+    down. ``client``: for tests.
     """
 
     def __init__(
@@ -62,7 +66,7 @@ class ServedReader:
         self._rows = rows
         key = os.environ.get(KEY)
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._client = client or httpx2.Client(timeout=TIMEOUT, follow_redirects=True)
+        self._client = client or httpx2.Client(timeout=TIMEOUT, limits=NO_SOCKETS_KEPT, follow_redirects=True)
         self._texts = False
         found = self._find(model)
         self.model = str(found["id"])
@@ -70,7 +74,7 @@ class ServedReader:
         self.subject = subject.model_copy(
             update={
                 "path": f"{self.base_url} ({self.model})",
-                "window": self._room or subject.window,
+                "window": min(filter(None, (self._room, subject.window)), default=0),
                 "dtype": "",
                 "attention": "",
             }
@@ -96,14 +100,15 @@ class ServedReader:
         # SGLang takes an echo with no log-probability for one without any; every server wants a token to make
         choice = self._complete(row, max_tokens=1, echo=True, logprobs=1)
         values = ((choice.get("logprobs") or {}).get("token_logprobs") or [])[: len(row)]
+        # llama-cpp-python, which wants text, gives values that belong one token further (0.3.36)
         if self._texts or len(values) < len(row) or any(value is None for value in values[1:]):
             raise InputError(self._no_losses())
         return -np.array(values[first:], dtype=np.float64)
 
     def _no_losses(self) -> str:
         return (
-            f"{self.base_url} gives no log-probabilities of the prompt, which losses are made of: use a vLLM or "
-            "SGLang server, or the checkpoint itself"
+            f"{self.base_url} gives no log-probabilities of the prompt, which losses are made of: use a vLLM "
+            "or SGLang server, or the checkpoint itself"
         )
 
     def _complete(self, row: Tokens, *, max_tokens: int, **options: Any) -> dict[str, Any]:
@@ -111,13 +116,13 @@ class ServedReader:
         tokens = [int(token) for token in row]
         if self._room and len(tokens) + max_tokens > self._room:
             raise InputError(
-                f"{self.base_url} has room for {self._room} tokens, {len(tokens)} and {max_tokens} of the answer "
-                "are more: start it with a longer context, or evaluate shorter lengths"
+                f"{self.base_url} has room for {self._room} tokens, {len(tokens)} and {max_tokens} of the "
+                "answer are more: start it with a longer context, or evaluate shorter lengths"
             )
         body = {"model": self.model, "max_tokens": max_tokens, **PLAIN, **options}
         prompt: str | list[int] = self._text(tokens) if self._texts else tokens
         answer = self._send("POST", "/completions", body | {"prompt": prompt})
-        if answer.status_code == 422 and not isinstance(prompt, str):
+        if answer.is_error and "string_type" in answer.text:  # pydantic's word for: no string
             self._texts = True
             answer = self._send("POST", "/completions", body | {"prompt": self._text(tokens)})
         if "echo" in options and answer.is_error and "echo" in answer.text:  # llama-server
@@ -159,21 +164,22 @@ class ServedReader:
                 if method == "GET" and isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
                     raise  # no server there, rather than one that was lost
                 if wait is None or isinstance(error, httpx2.ReadTimeout):
-                    raise RunError(f"{self.base_url} broke off: {error or type(error).__name__}") from None
+                    raise RunError(
+                        f"{self.base_url} broke off: {str(error) or type(error).__name__}"
+                    ) from None
             time.sleep(wait)
         raise AssertionError("the last try returns or raises")
 
     def _content(self, answer: httpx2.Response, field: str) -> list[dict[str, Any]]:
         """A list in the answer. Raises InputError or RunError for an answer that is none."""
         where = f"{self.base_url}{'/models' if field == 'data' else '/completions'}"
+        address = "does --base-url end in /v1?"
         if answer.is_success:
             try:
                 return list(answer.json()[field])
             except (ValueError, KeyError, TypeError):
-                raise InputError(
-                    f"{where} is no OpenAI-compatible page: does --base-url end in /v1?"
-                ) from None
-        hint = {401: f": set {KEY}", 403: f": set {KEY}", 404: ": does --base-url end in /v1?"}
+                raise InputError(f"{where} is no OpenAI-compatible page: {address}") from None
+        hint = {401: f": set {KEY}", 403: f": set {KEY}", 404: f": {address}"}.get(answer.status_code, "")
         kind = InputError if answer.status_code < 500 else RunError
         said = " ".join(answer.text.split())[:300]
-        raise kind(f"{where} answered {answer.status_code} ({said}){hint.get(answer.status_code, '')}")
+        raise kind(f"{where} answered {answer.status_code} ({said}){hint}")

@@ -61,10 +61,9 @@ def judge(
     *,
     command: str,
     fresh: bool = False,
-    notes: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Scores:
-    """Judge ``reader`` in ``task`` and add what was found to ``output/scores.json``, which is returned.
+    """Judge ``reader`` in ``task``, add what was found to ``output/scores.json``, and return it alone.
 
     Interrupted, the same call goes on from ``output/measured``. ``fresh``: what was measured of this task is
     deleted first. Raises InputError for a folder that holds results of other settings.
@@ -83,12 +82,11 @@ def judge(
         settings=task.settings,
         command=command,
         seconds=round(time.perf_counter() - started, 1),
-        notes=tuple(notes),
+        notes=tuple(getattr(task, "notes", ())),
         **facts(),
     )
-    found = known.with_results(reader.subject, record, scores)
-    found.write(output / FILE)
-    return found
+    known.with_results(reader.subject, record, scores).write(output / FILE)
+    return Scores().with_results(reader.subject, record, scores)
 
 
 def read_texts(files: Sequence[str], text_column: str, cache: Path, *, characters: int = 1) -> list[str]:

@@ -27,6 +27,5 @@ class PlantedReader:
         return [np.asarray(self.lose(np.asarray(row)), dtype=np.float64)[first:] for row in rows]
 
     def generate(self, prompts, new_tokens):
-        assert len({len(prompt) for prompt in prompts}) == 1
         self.asked += [list(map(int, prompt)) for prompt in prompts]
         return [self.say(prompt) for prompt in prompts]

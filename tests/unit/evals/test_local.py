@@ -79,6 +79,8 @@ def test_answers_are_those_of_greedy_decoding_whatever_was_read_before(make_mode
         [start[:30] + others[1][:10]],  # continues the prefix that the one before left
         [start[:12] + others[2][:10], start[:12] + others[3][:10]],  # cut back, and for several rows
         [others[4]],  # nothing in common
+        [start[:30], others[2][:7], start[:31]],  # of several lengths
+        [start[:30], start[:30] + others[2][:3], start[:28]],  # and with a prefix that is one of them
         [start, start],  # the same twice: at least one token is left to read
         [start],
     ]
