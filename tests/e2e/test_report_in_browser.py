@@ -28,7 +28,8 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     sample = runpy.run_path(str(SAMPLE))
-    return write_report(sample["write_run"](tmp_path_factory.mktemp("run")))
+    found = sample["document"](sample["everything"]())
+    return write_report(sample["write_run"](tmp_path_factory.mktemp("run"), found))
 
 
 @pytest.fixture
@@ -42,10 +43,13 @@ def browse(page, tmp_path):
 
 def test_the_browser_reads_every_heading_and_figure(browse):
     dom = browse("--dump-dom")
-    for heading in ("Summary", "Retrieval", "Perplexity", "Coverage", "Training", "Recipe", "Data", "Notes"):
+    for heading in (
+        *("Summary", "Passkey retrieval", "Needle in a haystack", "RULER", "Perplexity", "LongPPL"),
+        *("Benchmarks", "Coverage", "Training", "Recipe", "Data", "Models", "Evaluations", "Notes"),
+    ):
         assert f"<h2>{heading}</h2>" in dom
-    assert dom.count("<figure") == 7
-    assert dom.count("<svg") == 10
+    assert dom.count("<figure") == 15
+    assert dom.count("<svg") == 10 + 5 * 4
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from skipwise.cli.check import check
+from skipwise.cli.compare import compare
 from skipwise.cli.convert import convert
 from skipwise.cli.coverage import coverage
 from skipwise.cli.evaluate import app as evaluate
@@ -194,6 +195,7 @@ app.command()(plan)
 app.command()(check)
 app.command()(convert)
 app.command()(coverage)
+app.command()(compare)
 app.add_typer(evaluate)
 
 _GO_ON = "; the same command again goes on from what was saved"

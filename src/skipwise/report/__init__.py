@@ -1,21 +1,21 @@
-"""A run folder's `scores.json` and `run.json` -> tables, figures and one self-contained HTML page."""
+"""`scores.json`, and `run.json` where there is one -> tables, figures and one self-contained HTML page."""
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
-from skipwise.report.inputs import parse_scores
-from skipwise.report.tables import Grid, grid, markdown_table, terminal_tables, titled
+from skipwise.report.grids import Grid, all_grids
+from skipwise.report.inputs import models_of
+from skipwise.report.tables import markdown_table, terminal_tables
+from skipwise.scores import Scores
 
 __all__ = ["markdown_tables", "score_tables", "write_report"]
 
 
 def write_report(run: Path) -> Path:
-    """Writes `report.html` and `figures/*.png` into the run folder; returns the path of the page.
+    """Writes `report.html` and `figures/` (PNG, SVG) into the run folder; returns the path of the page.
 
-    Raises InputError if `scores.json` or `run.json` is missing or not understood.
+    Raises InputError if `scores.json` is missing or not understood, or `run.json` is there and is not.
     """
     # Late, because matplotlib takes a second to import and a terminal table needs none of it.
     from skipwise.report.page import write_report as write
@@ -23,22 +23,16 @@ def write_report(run: Path) -> Path:
     return write(run)
 
 
-def score_tables(scores: Sequence[Mapping[str, Any]], titles: Mapping[str, str] | None = None) -> list[Table]:
-    """Retrieval and perplexity by length for an 80-column terminal, from the rows of `scores.json`.
-
-    `titles` maps a model's name to what is printed for it, in display order. No scores: an empty list.
-    """
-    return [table for grid in _grids(scores, titles) for table in terminal_tables(grid)]
+def score_tables(scores: Scores) -> list[Table]:
+    """The scores for an 80-column terminal, one table a task or more. No scores: an empty list."""
+    return [table for grid in _brief(scores) for table in terminal_tables(grid)]
 
 
-def markdown_tables(scores: Sequence[Mapping[str, Any]], titles: Mapping[str, str] | None = None) -> str:
+def markdown_tables(scores: Scores) -> str:
     """The same tables as Markdown, ended by a newline; empty text without scores."""
-    tables = [markdown_table(grid) for grid in _grids(scores, titles)]
+    tables = [markdown_table(grid) for grid in _brief(scores)]
     return "\n\n".join(tables) + "\n" if tables else ""
 
 
-def _grids(scores: Sequence[Mapping[str, Any]], titles: Mapping[str, str] | None) -> list[Grid]:
-    parsed = parse_scores(scores)
-    models = titled([score.model for score in parsed], titles)
-    found = [grid(parsed, task, models) for task in ("retrieval", "perplexity")]
-    return [table for table in found if table is not None]
+def _brief(scores: Scores) -> list[Grid]:
+    return [grid for grid in all_grids(scores, models_of(scores)) if grid.brief]

@@ -17,7 +17,7 @@ from skipwise.data.coverage import Coverage
 from skipwise.data.until_seen import UntilSeen
 from skipwise.errors import InputError
 from skipwise.report.inputs import Model
-from skipwise.report.tables import MISSING, length_label
+from skipwise.report.words import MISSING, length_label
 
 if TYPE_CHECKING:  # matplotlib takes a second to import, and a table needs none of it
     from matplotlib.axes import Axes

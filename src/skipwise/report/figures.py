@@ -1,4 +1,4 @@
-"""Scores and run facts -> matplotlib figures. Contract: without data None, never an empty box.
+"""Line charts: scores by length or position, coverage, training. Contract: no data, no figure.
 
 Lines keep one style a model over all figures. Values that no axis can show (infinite perplexities) sit as
 arrow heads on the upper edge of the axes.
@@ -14,27 +14,19 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from skipwise.report.headline import THRESHOLD
-from skipwise.report.inputs import Model, Run, Score
-from skipwise.report.scales import FloatArray, perplexity_axis, token_axis
+from skipwise.report.inputs import Model, Run
+from skipwise.report.scales import perplexity_axis, token_axis
 from skipwise.report.style import (
-    INK,
     MUTED,
     PAPER,
-    SMALL,
-    TEXT,
     Style,
     add_legend,
     curve_styles,
     mark_lengths,
     new_axes,
-    new_figure,
     styles,
 )
-from skipwise.report.tables import MISSING, cut, length_label
-
-# White text in a dark cell, a shade off PAPER: it stays white when the page turns dark.
-CELL_WHITE, CELL_BLACK = "#fefefe", "#101418"
+from skipwise.scores import Score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,15 +40,16 @@ class Line:
     error: tuple[float, ...] = ()
 
 
-def score_lines(scores: Sequence[Score], task: str, models: Sequence[Model]) -> list[Line]:
-    """One line a model that has scores of this task, by length; buckets sit at their middle."""
+def score_lines(scores: Sequence[Score], task: str, models: Sequence[Model], subtask: str = "") -> list[Line]:
+    """One line a model that has scores of this task over all depths, by length; buckets at their middle."""
     looks = styles([model.name for model in models])
     lines = []
     for model in models:
         points = {
-            (score.start + score.length) / 2 if task == "perplexity_bucket" else float(score.length): score
+            (score.start + score.length) / 2 if score.start is not None else float(score.length): score
             for score in scores
-            if (score.model, score.task) == (model.name, task) and not math.isnan(score.value)
+            if (score.model, score.task, score.subtask, score.depth) == (model.name, task, subtask, None)
+            and not math.isnan(score.value)
         }
         if points:
             x, rows = zip(*sorted(points.items(), key=lambda point: point[0]), strict=True)
@@ -65,29 +58,29 @@ def score_lines(scores: Sequence[Score], task: str, models: Sequence[Model]) -> 
     return lines
 
 
-def perplexity(lines: Sequence[Line], run: Run, x_label: str) -> Figure | None:
+def perplexity(lines: Sequence[Line], run: Run, x_label: str, y_label: str = "perplexity") -> Figure | None:
     """Perplexity against window length or position in tokens, one line a model."""
     finite = [value for line in lines for value in line.y if math.isfinite(value)]
     if not finite:
         return None
-    figure, axes = new_axes(x_label, "perplexity")
+    figure, axes = new_axes(x_label, y_label)
     token_axis(axes, [x for line in lines for x in line.x])
     perplexity_axis(axes, finite)
-    mark_lengths(axes, _named_lengths(run))
-    add_legend(axes, _draw(axes, lines), [line.title for line in lines])
+    mark_lengths(axes, run.named_lengths)
+    add_legend(axes, draw(axes, lines), [line.title for line in lines])
     return figure
 
 
-def retrieval_by_length(lines: Sequence[Line], run: Run) -> Figure | None:
-    """Share of keys found against window length, with error bars of one standard error."""
+def shares(lines: Sequence[Line], run: Run, y_label: str, threshold: float) -> Figure | None:
+    """A share of 0 .. 1, in %, against length, with error bars of one standard error and a line to reach."""
     if not lines:
         return None
-    figure, axes = new_axes("window length (tokens)", "keys found (%)")
+    figure, axes = new_axes("prompt length (tokens)", y_label)
     token_axis(axes, [x for line in lines for x in line.x])
     axes.set_ylim(-4, 104)
     axes.set_yticks(range(0, 101, 20))
-    axes.axhline(100 * THRESHOLD, color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)), zorder=0.5)
-    mark_lengths(axes, _named_lengths(run))
+    axes.axhline(100 * threshold, color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)), zorder=0.5)
+    mark_lengths(axes, run.named_lengths)
     in_percent = [
         Line(
             title=line.title,
@@ -98,31 +91,7 @@ def retrieval_by_length(lines: Sequence[Line], run: Run) -> Figure | None:
         )
         for line in lines
     ]
-    add_legend(axes, _draw(axes, in_percent), [line.title for line in lines])
-    return figure
-
-
-def heat_map(scores: Sequence[Score], models: Sequence[Model]) -> Figure | None:
-    """Share of keys found by window length and depth: one panel a model, equal axes, numbers in the cells."""
-    found = {
-        (score.model, score.length, score.depth): score.value for score in scores if score.depth is not None
-    }
-    shown = [model for model in models if any(name == model.name for name, _, _ in found)]
-    if not shown:
-        return None
-    lengths = sorted({length for _, length, _ in found})
-    depths = sorted({depth for _, _, depth in found if depth is not None})
-    columns = min(2, len(shown))
-    rows = math.ceil(len(shown) / columns)
-    width, height = max(4.3, 1.0 + 0.46 * len(lengths)), 1.0 + 0.29 * max(3, len(depths))
-    figure = new_figure(width * columns, height * rows)
-    panels = figure.subplots(rows, columns, squeeze=False).flat
-    for axes, model in zip(panels, shown, strict=False):
-        values = np.array([[found.get((model.name, x, y), math.nan) for x in lengths] for y in depths])
-        axes.set_title(cut(model.title, 40), fontsize=TEXT, color=INK, loc="left", parse_math=False)
-        _panel(axes, 100 * values, lengths, depths)
-    for axes in list(panels)[len(shown) :]:
-        axes.remove()
+    add_legend(axes, draw(axes, in_percent), [line.title for line in lines])
     return figure
 
 
@@ -135,7 +104,7 @@ def coverage(run: Run, models: Sequence[Model]) -> Figure | None:
     token_axis(axes, [x for line in lines for x in line.x])
     axes.set_ylim(-0.04, 1.04)
     mark_lengths(axes, {"training row": run.train_length, "target": run.target_length})
-    add_legend(axes, _draw(axes, lines, marks=8), [line.title for line in lines])
+    add_legend(axes, draw(axes, lines, marks=8), [line.title for line in lines])
     return figure
 
 
@@ -179,7 +148,7 @@ def training_loss(lines: Sequence[Line]) -> Figure | None:
             axes.plot(line.x, line.y, color=line.style.color, alpha=0.3, linewidth=0.7)
         y = tuple(moving_mean(line.y, width))
         smooth.append(Line(title=line.title, style=line.style, x=line.x, y=y))
-    add_legend(axes, _draw(axes, smooth, marks=8), [line.title for line in lines])
+    add_legend(axes, draw(axes, smooth, marks=8), [line.title for line in lines])
     return figure
 
 
@@ -188,11 +157,7 @@ def moving_mean(values: Sequence[float], width: int) -> list[float]:
     return [float(np.mean(values[max(0, i - width + 1) : i + width])) for i in range(len(values))]
 
 
-def _named_lengths(run: Run) -> dict[str, int]:
-    return {"original window": run.window, "target": run.target_length}
-
-
-def _draw(axes: Axes, lines: Sequence[Line], marks: int = 24) -> list[Line2D]:
+def draw(axes: Axes, lines: Sequence[Line], marks: int = 24) -> list[Line2D]:
     """Draws the lines with at most about `marks` markers each; returns the handles for a legend."""
     handles = []
     for number, line in enumerate(lines):
@@ -242,23 +207,3 @@ def _off_the_scale(axes: Axes, line: Line) -> None:
             above, [1.0] * len(above), transform=edge, linestyle="none", marker="^", clip_on=False
         )
         heads.set(color=line.style.color, markersize=8, gid="off-the-scale")
-
-
-def _panel(axes: Axes, percent: FloatArray, x: list[int], y: list[float]) -> None:
-    axes.pcolormesh(
-        np.ma.masked_invalid(percent), cmap="YlGnBu", vmin=0, vmax=100, edgecolors=PAPER, linewidth=1.5
-    )
-    axes.invert_yaxis()
-    axes.set_xticks([i + 0.5 for i in range(len(x))], [length_label(length) for length in x])
-    every = math.ceil(len(y) / 11)
-    axes.set_yticks([i + 0.5 for i in range(len(y))][::every], [f"{100 * depth:.3g}" for depth in y][::every])
-    axes.tick_params(labelsize=SMALL, colors=INK, length=0)
-    axes.set_xlabel("window length (tokens)", fontsize=SMALL, color=INK)
-    axes.set_ylabel("depth of the key (%)", fontsize=SMALL, color=INK)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    for (row, column), value in np.ndenumerate(percent):
-        missing = math.isnan(value)
-        text = MISSING if missing else f"{value:.0f}"
-        color = MUTED if missing else CELL_WHITE if value > 65 else CELL_BLACK
-        axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=SMALL - 0.5, color=color)

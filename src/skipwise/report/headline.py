@@ -8,8 +8,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from skipwise.report.inputs import Model, Run, Score
-from skipwise.report.tables import Grid, grid, length_label, value_text
+from skipwise.report.grids import benchmark_scores
+from skipwise.report.inputs import Model, Run
+from skipwise.report.measures import MEASURES, effective_length, no_shares, over_lengths, reach
+from skipwise.report.words import benchmark_title, length_label, perplexity_text, points_text
+from skipwise.scores import Score
 
 THRESHOLD = 0.9  # share of keys found
 
@@ -36,19 +39,19 @@ class Window:
 
 
 def windows(scores: Sequence[Score], models: Sequence[Model]) -> list[Window]:
-    """The window of every model whose retrieval was measured, in display order."""
-    table = grid(scores, "retrieval", models)
-    rows = [] if table is None else zip(table.models, table.cells, strict=True)
-    return [_window(model, row) for model, row in rows]
+    """The window of every model whose passkey retrieval was measured, in display order."""
+    found = over_lengths(scores, "passkey")
+    return [_window(model, list(found[model.name].values())) for model in models if model.name in found]
 
 
 def summary(run: Run, scores: Sequence[Score], models: Sequence[Model]) -> list[str]:
-    """Sentences with the headline numbers: windows before and after, then perplexity at the target length."""
-    sentences = [*_window_sentences(windows(scores, models))]
-    table = grid(scores, "perplexity", models)
-    if table is not None:
-        sentences.append(_perplexity_sentence(table, run.target_length))
-    return sentences or ["This run holds no retrieval or perplexity scores by length."]
+    """Sentences with the headline numbers: windows before and after, RULER, perplexity, benchmarks."""
+    sentences = [*_window_sentences(windows(scores, models)), *_ruler_sentence(scores, models)]
+    found = over_lengths(scores, "perplexity")
+    if found:
+        sentences.append(_perplexity_sentence(found, models, run.target_length))
+    sentences += _benchmark_sentence(scores, models)
+    return sentences or _what_there_is(scores)
 
 
 def before_and_after(models: Sequence[Model]) -> tuple[Model, Model]:
@@ -57,14 +60,9 @@ def before_and_after(models: Sequence[Model]) -> tuple[Model, Model]:
     return by_name.get("untouched", models[0]), by_name.get("pose", models[-1])
 
 
-def _window(model: Model, row: Sequence[Score | None]) -> Window:
-    measured = [score for score in row if score is not None]
-    reached = 0
-    for score in measured:
-        if not score.value >= THRESHOLD:
-            break
-        reached = score.length
-    return Window(model=model, length=reached, longest=reached == measured[-1].length)
+def _window(model: Model, rows: Sequence[Score]) -> Window:
+    length, longest = reach(rows, THRESHOLD)
+    return Window(model=model, length=length, longest=longest)
 
 
 def _window_sentences(found: list[Window]) -> list[str]:
@@ -86,19 +84,56 @@ def _window_sentences(found: list[Window]) -> list[str]:
     return [sentence + "."]
 
 
-def _perplexity_sentence(table: Grid, target: int) -> str:
+def _ruler_sentence(scores: Sequence[Score], models: Sequence[Model]) -> list[str]:
+    found = over_lengths(scores, "ruler")
+    parts = []
+    for model in models:
+        rows = list(found.get(model.name, {}).values())
+        if rows:
+            length, longest = effective_length(rows)
+            words = length_label(length) if length else f"under {length_label(rows[0].length)}"
+            parts.append(f"{words}{' or more' if longest else ''} ({model.title})")
+    return [f"Effective length by RULER: {', '.join(parts)}."] if parts else []
+
+
+def _perplexity_sentence(found: dict[str, dict[int, Score]], models: Sequence[Model], target: int) -> str:
     """Perplexity at the target length if it was measured, else at the longest length that was."""
-    length = target if target in table.lengths else table.lengths[-1]
-    column = table.lengths.index(length)
-    scored = [(model, row[column]) for model, row in zip(table.models, table.cells, strict=True)]
-    parts = [
-        f"{value_text(table.task, score.value)} ({model.title})"
-        for model, score in sorted(scored, key=_rank)
-        if score is not None
-    ]
+    lengths = {length for rows in found.values() for length in rows}
+    length = target if target in lengths else max(lengths)
+    scored = [(model, found[model.name][length]) for model in models if length in found.get(model.name, {})]
+    parts = [f"{perplexity_text(score.value)} ({model.title})" for model, score in sorted(scored, key=_rank)]
     return f"Perplexity over {length_label(length)} tokens: {', '.join(parts)}."
 
 
-def _rank(scored: tuple[Model, Score | None]) -> float:
-    score = scored[1]
-    return math.inf if score is None or math.isnan(score.value) else score.value
+def _rank(scored: tuple[Model, Score]) -> float:
+    return math.inf if math.isnan(scored[1].value) else scored[1].value
+
+
+def _benchmark_sentence(scores: Sequence[Score], models: Sequence[Model]) -> list[str]:
+    """How far the last model is from the first one, on average and at most."""
+    found = benchmark_scores(scores, models)
+    measured = [model for model in models if any(name == model.name for name, _ in found)]
+    if len(measured) < 2:
+        return []
+    before, after = before_and_after(measured)
+    odd = no_shares(scores)
+    changes = {
+        name: score.value - found[before.name, name].value
+        for (model, name), score in found.items()
+        if model == after.name and (before.name, name) in found and name and name not in odd
+    }
+    if not changes:
+        return []
+    mean = sum(changes.values()) / len(changes)
+    worst = min(changes, key=changes.__getitem__)
+    extra = f", at worst {points_text(changes[worst])} ({benchmark_title(worst)})" if len(changes) > 1 else ""
+    names = f"{len(changes)} benchmarks" if len(changes) > 1 else benchmark_title(worst)
+    return [
+        f"On {names} {after.title} changes by {points_text(mean)} percentage points against "
+        f"{before.title}{' on average' if len(changes) > 1 else ''}{extra}."
+    ]
+
+
+def _what_there_is(scores: Sequence[Score]) -> list[str]:
+    tasks = {MEASURES[score.task].section for score in scores if score.task in MEASURES}
+    return ["The tables below hold the scores."] if tasks else ["There are no scores."]

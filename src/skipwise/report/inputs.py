@@ -1,10 +1,9 @@
-"""The two files of a run folder -> checked, frozen values. Contract: a problem is an InputError.
+"""What a report says about a run besides its scores: from `run.json`, or from `scores.json` without one.
 
-`scores.json` holds what was measured, `run.json` what was run. Everything in `run.json` may be absent (a run
-that only evaluates has no training); a key that is there must have the type the report expects.
+Everything in `run.json` may be absent (a run that only evaluates has no training); a key that is there must
+have the type the report expects, or an InputError names it.
 """
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,22 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from skipwise.errors import InputError
+from skipwise.scores import Evaluation, Scores, Subject, read_object
 
 SCHEMA = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Score:
-    """One number that was measured."""
-
-    model: str
-    task: str
-    length: int  # tokens
-    value: float  # perplexity, or a share of 0..1 for retrieval; may be inf or nan
-    n: int = 0  # documents or trials behind the value; 0: not recorded
-    stderr: float = 0.0  # in the unit of `value`; 0: not recorded
-    start: int = 0  # tokens, first position of a bucket
-    depth: float | None = None  # 0..1, where the key was hidden
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,29 +47,17 @@ class Run:
     data: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
-
-def read_scores(path: Path) -> list[Score]:
-    """The scores of `scores.json`; InputError for a missing file, bad JSON, another schema or a bad row."""
-    document = _read_object(path)
-    if document.get("schema") != SCHEMA:
-        raise InputError(
-            f"{path}: schema {document.get('schema')!r} is not {SCHEMA}, the one this version reads; "
-            "run the evaluation again"
-        )
-    rows = document.get("scores")
-    if not isinstance(rows, list):
-        raise InputError(f"{path}: 'scores' must be a list; run the evaluation again")
-    return parse_scores(rows, str(path))
-
-
-def parse_scores(rows: Iterable[Mapping[str, Any]], source: str = "scores") -> list[Score]:
-    """Plain rows -> Score values. Keys the report does not use are ignored; a null value becomes nan."""
-    return [_score(row, f"{source}: score {number}") for number, row in enumerate(rows, start=1)]
+    @property
+    def named_lengths(self) -> dict[str, int]:
+        """What figures mark on their axes of tokens."""
+        if not self.target_length:
+            return {"window": self.window}
+        return {"original window": self.window, "target": self.target_length}
 
 
 def read_run(path: Path) -> Run:
     """The facts of `run.json`; InputError for a missing file, bad JSON or a key of the wrong type."""
-    document = _read_object(path)
+    document = read_object(path)
     where = str(path)
     if document.get("schema", SCHEMA) != SCHEMA:
         raise InputError(f"{path}: schema {document['schema']!r} is not {SCHEMA}, the one this version reads")
@@ -110,26 +84,60 @@ def read_run(path: Path) -> Run:
     )
 
 
-def in_display_order(models: Iterable[Model], names: Iterable[str]) -> list[Model]:
-    """The known models first, then every other name in order of first appearance, titled by its name."""
-    ordered = {model.name: model for model in models}
-    for name in names:
-        ordered.setdefault(name, Model(name=name, title=name))
+def run_of(scores: Scores, title: str = "") -> Run:
+    """The facts of scores that have no `run.json`: what `skipwise eval` wrote with each evaluation."""
+    done = scores.evaluations
+    models = models_of(scores)
+    titles = {model.name: model.title for model in models}
+    windows = {subject.window for subject in scores.subjects}
+    seeds = {each.seed for each in done} - {None}
+    names = ", ".join(model.title for model in models)
+    return Run(
+        title=title or (f"Evaluation of {names}" if names else "Evaluation"),
+        command="\n".join(dict.fromkeys(each.command for each in done if each.command)),
+        versions=_agreed([each.versions for each in done]),
+        hardware=_agreed([each.hardware for each in done]),
+        seed=seeds.pop() if len(seeds) == 1 else None,
+        seconds={f"{each.task}, {titles[each.model]}": each.seconds for each in done if each.seconds},
+        window=windows.pop() if len(windows) == 1 else 0,
+        notes=notes_of(done),
+    )
+
+
+def notes_of(done: Iterable[Evaluation]) -> tuple[str, ...]:
+    """Every note of these evaluations, once."""
+    return tuple(dict.fromkeys(note for each in done for note in each.notes))
+
+
+def models_of(scores: Scores, run: Run | None = None) -> list[Model]:
+    """The models in display order: those of the scores, then what only `run.json` or a score names."""
+    known = {each.name: each for each in run.models} if run else {}
+    ordered = {each.name: _shown(each, known.get(each.name)) for each in scores.subjects}
+    names = [*known, *(score.model for score in scores.scores), *(each.model for each in scores.evaluations)]
+    for name in [*names, *(run.training if run else ())]:
+        ordered.setdefault(name, known.get(name) or Model(name=name, title=name))
     return list(ordered.values())
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; a run folder holds scores.json and run.json") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from None
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: not valid JSON, line {error.lineno}: {error.msg}") from None
-    if not isinstance(document, dict):
-        raise InputError(f"{path}: must hold one JSON object, not a {type(document).__name__}")
-    return document
+def _shown(subject: Subject, known: Model | None) -> Model:
+    title = subject.title or (known.title if known else subject.name)
+    return Model(
+        name=subject.name,
+        title=title,
+        description=subject.description or (known.description if known else ""),
+    )
+
+
+def _agreed(facts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """One value a key; several, where evaluations differ, with commas."""
+    found: dict[str, list[Any]] = {}
+    for each in facts:
+        for key, value in each.items():
+            if value not in found.setdefault(key, []):
+                found[key].append(value)
+    return {
+        key: values[0] if len(values) == 1 else ", ".join(map(str, values)) for key, values in found.items()
+    }
 
 
 _WORDS = {str: "text", int: "a whole number", float: "a number", dict: "an object", list: "a list"}
@@ -144,30 +152,6 @@ def _get(row: Mapping[str, Any], key: str, kind: type, default: Any, where: str)
     if not isinstance(value, accepted) or isinstance(value, bool):
         raise InputError(f"{where}: '{key}' must be {_WORDS[kind]}, not {value!r}")
     return value
-
-
-def _score(row: Mapping[str, Any], where: str) -> Score:
-    if not isinstance(row, Mapping):
-        raise InputError(f"{where}: must be an object, not {row!r}")
-    task = _get(row, "task", str, None, where)
-    needed = ["model", "task", "length", "value"]
-    needed += {"perplexity_bucket": ["start"], "retrieval_at_depth": ["depth"]}.get(task, [])
-    absent = [key for key in needed if key not in row]
-    if absent:
-        raise InputError(f"{where}: has no '{absent[0]}'; run the evaluation again")
-    length = _get(row, "length", int, 0, where)
-    if length < 1:
-        raise InputError(f"{where}: 'length' must be at least 1 token, not {length}")
-    return Score(
-        model=_get(row, "model", str, "", where),
-        task=task or "",
-        length=length,
-        value=float(_get(row, "value", float, math.nan, where)),
-        n=_get(row, "n", int, 0, where),
-        stderr=float(_get(row, "stderr", float, 0.0, where)),
-        start=_get(row, "start", int, 0, where),
-        depth=_get(row, "depth", float, None, where),
-    )
 
 
 def _model(row: Any, where: str) -> Model:

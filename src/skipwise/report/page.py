@@ -1,4 +1,4 @@
-"""A run folder -> `report.html` and `figures/*.png`. Contract: one page that needs nothing but itself.
+"""A run folder -> `report.html` and `figures/`. Contract: one page that needs nothing but itself.
 
 Style and drawings are inline, nothing is fetched, and every word that comes from the run is escaped. Files
 are written aside and renamed, so that a reader never meets half a page.
@@ -7,7 +7,7 @@ are written aside and renamed, so that a reader never meets half a page.
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,14 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from skipwise.files import write_bytes, write_text
+from skipwise.report.grids import Grid, all_grids
 from skipwise.report.headline import summary, windows
-from skipwise.report.inputs import Model, Run, Score, in_display_order, read_run, read_scores
-from skipwise.report.plots import NAMES, Plot, all_plots
+from skipwise.report.inputs import Run, models_of, notes_of, read_run, run_of
+from skipwise.report.plots import OWN_NAMES, Plot, all_plots
 from skipwise.report.style import styles
-from skipwise.report.svg import SCHEME, inline_svg, png
-from skipwise.report.tables import Grid, grid, length_label, value_text
+from skipwise.report.svg import SCHEME, inline_svg, png, svg_file
+from skipwise.report.words import length_label
+from skipwise.scores import FILE, Evaluation, Scores, Subject
 
 HARDWARE_WORDS = {"device": "Device", "cpu": "CPU", "cores": "CPU cores", "memory_gib": "Memory (GiB)"}
 
@@ -34,23 +36,43 @@ class Drawing:
     svgs: tuple[str, ...]  # markup, escaped by inline_svg
 
 
-def write_report(run: Path) -> Path:
-    """Reads `run`/scores.json and `run`/run.json; writes `run`/figures/*.png and `run`/report.html.
+@dataclass(frozen=True, kw_only=True)
+class Extra:
+    """What a comparison adds to the page."""
+
+    lead: tuple[str, ...] = ()
+    """Sentences before the summary's own."""
+    grids: tuple[Grid, ...] = ()
+    notes: tuple[str, ...] = ()
+    plots: tuple[Plot, ...] = field(default=(), repr=False)
+
+
+def write_report(folder: Path) -> Path:
+    """Reads `folder`/scores.json and, if it is there, run.json; writes `folder`/figures/ and report.html.
 
     Returns the path of the page. InputError for a file that is missing or not understood, RunError if the
     folder cannot be written.
     """
-    facts, scores = read_run(run / "run.json"), read_scores(run / "scores.json")
-    models = in_display_order(facts.models, [*(score.model for score in scores), *facts.training])
-    plots = all_plots(facts, scores, models)
-    page = run / "report.html"
-    text = render(facts, scores, models, plots)
-    _write_figures(run / "figures", plots)
+    scores = Scores.read(folder / FILE)
+    record = folder / "run.json"
+    run = read_run(record) if record.exists() else run_of(scores)
+    return write_page(folder, run, scores)
+
+
+def write_page(folder: Path, run: Run, scores: Scores, extra: Extra | None = None) -> Path:
+    """Writes the figures and the page of these scores; returns the path of the page."""
+    extra = extra or Extra()
+    notes = dict.fromkeys((*run.notes, *notes_of(scores.evaluations)))
+    run = replace(run, notes=tuple(notes))
+    plots = [*extra.plots, *all_plots(run, scores, models_of(scores, run))]
+    page = folder / "report.html"
+    text = render(run, scores, plots, extra)
+    _write_figures(folder / "figures", plots)
     write_text(page, text)
     return page
 
 
-def render(run: Run, scores: Sequence[Score], models: Sequence[Model], plots: Sequence[Plot]) -> str:
+def render(run: Run, scores: Scores, plots: Sequence[Plot], extra: Extra) -> str:
     """The page as text; sections without content are left out."""
     environment = Environment(
         autoescape=True,
@@ -60,44 +82,59 @@ def render(run: Run, scores: Sequence[Score], models: Sequence[Model], plots: Se
         keep_trailing_newline=True,
     )
     environment.filters |= {"tokens": length_label, "fact": fact_text, "duration": duration, "bound": bound}
-    environment.globals["score_cells"] = score_cells
+    environment.globals["beyond"] = lambda grid, column: (
+        0 < run.window < dict(enumerate(grid.lengths)).get(column, 0)
+    )
     package = files("skipwise.report")
     template = environment.from_string((package / "page.html.jinja").read_text("utf-8"))
-    looks = styles([model.name for model in models])
-    with_scores = {score.model for score in scores} | set(run.training)
-    tasks = {name: [name] for name in ("retrieval", "perplexity")}
-    tasks["perplexity"].append("perplexity_last_quarter")
+    models = models_of(scores, run)
+    looks = {name: SCHEME[look.color] for name, look in styles([model.name for model in models]).items()}
+    shown = {score.model for score in scores.scores} | set(run.training)
+    found = windows(scores.scores, models)
     return template.render(
         run=run,
         css=(package / "page.css").read_text("utf-8"),
-        summary=summary(run, scores, models),
-        windows=[(window, SCHEME[looks[window.model.name].color]) for window in windows(scores, models)],
-        models=[
-            (model, SCHEME[looks[model.name].color])
-            for model in models
-            if model.description and model.name in with_scores
-        ],
-        grids={
-            section: [table for task in of if (table := grid(scores, task, models))]
-            for section, of in tasks.items()
-        },
-        drawings={
-            section: _drawings(plots, section)
-            for section in ("retrieval", "perplexity", "coverage", "training")
-        },
+        summary=[*extra.lead, *summary(run, scores.scores, models)],
+        windows=[(window, looks[window.model.name]) for window in found],
+        models=[(each, looks[each.name]) for each in models if each.description and each.name in shown],
+        grids=_by_section([*extra.grids, *all_grids(scores, models)]),
+        difference_notes=extra.notes,
+        drawings={section: _drawings(plots, section) for section in {plot.section for plot in plots}},
         recipe=grouped(run.recipe),
+        subjects=[
+            (each.title or each.name, facts) for each in scores.subjects if (facts := subject_facts(each))
+        ],
+        evaluations=evaluation_facts(scores.evaluations, {each.name: each.title for each in models}),
         hardware={HARDWARE_WORDS.get(key, key): value for key, value in run.hardware.items()},
     )
 
 
-def score_cells(table: Grid, row: int) -> list[dict[str, Any]]:
-    """One row of a table: the text of each cell, its standard error, whether it is the best of its column."""
-    cells = []
-    for column in range(len(table.lengths)):
-        score = table.cells[row][column]
-        best = score is not None and score.value == table.best(column)
-        cells.append({"text": table.text(row, column), "error": _error_text(table.task, score), "best": best})
-    return cells
+def subject_facts(subject: Subject) -> list[tuple[str, Any]]:
+    """What is recorded of a model, but its name and words."""
+    facts = subject.model_dump(exclude={"name", "title", "description"}, exclude_defaults=True)
+    return _flat(facts, "")
+
+
+def evaluation_facts(
+    evaluations: Sequence[Evaluation], titles: Mapping[str, str]
+) -> list[tuple[str, list[tuple[str, Any]]]]:
+    """(task and models, settings): models that were asked the same share an entry."""
+    alike: dict[str, tuple[list[str], Evaluation]] = {}
+    for each in evaluations:
+        key = json.dumps([each.task, each.seed, each.settings], sort_keys=True, default=str)
+        alike.setdefault(key, ([], each))[0].append(titles.get(each.model, each.model))
+    found = []
+    for names, each in alike.values():
+        seed = {} if each.seed is None or "seed" in each.settings else {"seed": each.seed}
+        found.append((f"{each.task}: {', '.join(names)}", _flat({**each.settings, **seed}, "")))
+    return found
+
+
+def _by_section(grids: Sequence[Grid]) -> dict[str, list[Grid]]:
+    found: dict[str, list[Grid]] = {}
+    for grid in grids:
+        found.setdefault(grid.section, []).append(grid)
+    return found
 
 
 def grouped(recipe: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, Any]]]]:
@@ -142,15 +179,6 @@ def duration(seconds: float) -> str:
     return f"{large} {units[0]}" + (f" {small} {units[1]}" if small else "")
 
 
-def _error_text(task: str, score: Score | None) -> str:
-    """The standard error in the unit of the table; nothing if it is 0 or was not recorded."""
-    if score is None or not score.stderr > 0 or not math.isfinite(score.stderr):
-        return ""
-    if task.startswith("retrieval"):
-        return f"±{100 * score.stderr:.1f}"
-    return f"±{value_text(task, score.stderr)}"
-
-
 def _flat(values: Mapping[str, Any], prefix: str) -> list[tuple[str, Any]]:
     rows: list[tuple[str, Any]] = []
     for key, value in values.items():
@@ -174,8 +202,11 @@ def _drawings(plots: Sequence[Plot], section: str) -> list[Drawing]:
 
 
 def _write_figures(folder: Path, plots: Sequence[Plot]) -> None:
-    """Writes the PNGs, and removes those an earlier report left that this one does not draw."""
+    """Writes PNG and SVG, and removes those an earlier report left that this one does not draw."""
+    written = {plot.name for plot in plots}
     for plot in plots:
         write_bytes(folder / f"{plot.name}.png", png(plot.figure))
-    for name in set(NAMES) - {plot.name for plot in plots}:
-        (folder / f"{name}.png").unlink(missing_ok=True)
+        write_bytes(folder / f"{plot.name}.svg", svg_file(plot.figure))
+    for path in folder.glob("*.*"):
+        if path.suffix in (".png", ".svg") and path.stem not in written and OWN_NAMES.fullmatch(path.stem):
+            path.unlink()

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from skipwise.report.style import MUTED, SMALL
-from skipwise.report.tables import length_label
+from skipwise.report.words import length_label
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from skipwise.report.inputs import Model
-from skipwise.report.tables import cut
+from skipwise.report.words import cut
 
 INK, MUTED, GRID, PAPER = "#1b1f24", "#59636e", "#dde2e7", "#ffffff"
 BLUE, VERMILION, GREEN, PURPLE, GREY, SKY, BROWN = (

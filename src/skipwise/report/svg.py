@@ -6,6 +6,7 @@ dark page.
 """
 
 import io
+import itertools
 import re
 import warnings
 from html import escape
@@ -69,7 +70,17 @@ def _saved(figure: Figure, **options: Any) -> bytes:
 
 
 def _with_own_ids(text: str, name: str) -> str:
-    """Numbers the ids in order of appearance: matplotlib's are random, and the same in every figure."""
-    numbered = {old: f"{name}-{number}" for number, old in enumerate(dict.fromkeys(_ID.findall(text)))}
-    text = _ID.sub(lambda match: numbered[match[0]], text)
+    """Numbers the ids in order of appearance: matplotlib's are random, and the same in every figure.
+
+    Marks of one kind share an id, which nothing refers to: each gets its own.
+    """
+    numbered: dict[str, str] = {}
+    count = itertools.count()
+
+    def own(match: re.Match[str]) -> str:
+        new = f"{name}-{next(count)}"
+        numbered.setdefault(match[0], new)
+        return new
+
+    text = _ID.sub(own, text)
     return re.sub(r'(?<=#)[^")#]+(?=[")])', lambda match: numbered.get(match[0], match[0]), text)

@@ -4,22 +4,23 @@ import pytest
 from report_sample import scores
 
 from skipwise.report.headline import summary, windows
-from skipwise.report.inputs import Model, Run, Score, in_display_order, parse_scores
+from skipwise.report.inputs import Model, Run
+from skipwise.scores import Score
 
 
-def retrieval(model: str, **shares: float) -> list[Score]:
+def keys_found(model: str, **shares: float) -> list[Score]:
     return [
-        Score(model=model, task="retrieval", length=int(length[1:]), value=share)
+        Score(model=model, task="passkey", length=int(length[1:]), value=share)
         for length, share in shares.items()
     ]
 
 
 def models(*names: str) -> list[Model]:
-    return in_display_order([], names)
+    return [Model(name=name, title=name) for name in names]
 
 
 def test_windows_of_the_sample():
-    found = windows(parse_scores(scores()), models("untouched", "interpolated", "contiguous", "pose"))
+    found = windows(scores(), models("untouched", "interpolated", "contiguous", "pose"))
     assert [(window.model.name, window.length, window.longest) for window in found] == [
         ("untouched", 2048, False),
         ("interpolated", 512, False),
@@ -38,13 +39,13 @@ def test_windows_of_the_sample():
     ],
 )
 def test_a_window_ends_at_the_first_failure(shares, length):
-    assert windows(retrieval("a", **shares), models("a"))[0].length == length
+    assert windows(keys_found("a", **shares), models("a"))[0].length == length
 
 
 def test_sentences_name_the_models_and_the_factor():
-    rows = retrieval("untouched", n256=1.0, n512=0.0, n1024=0.0)
-    rows += retrieval("contiguous", n256=0.2, n512=0.0, n1024=0.0)
-    rows += retrieval("pose", n256=1.0, n512=1.0, n1024=0.92)
+    rows = keys_found("untouched", n256=1.0, n512=0.0, n1024=0.0)
+    rows += keys_found("contiguous", n256=0.2, n512=0.0, n1024=0.0)
+    rows += keys_found("pose", n256=1.0, n512=1.0, n1024=0.92)
     rows += [
         Score(model="pose", task="perplexity", length=length, value=length / 100) for length in (256, 512)
     ]
@@ -56,14 +57,14 @@ def test_sentences_name_the_models_and_the_factor():
 
 
 def test_no_gain_is_not_called_one():
-    rows = [*retrieval("untouched", n256=1.0, n512=0.0), *retrieval("pose", n256=0.3, n512=0.0)]
+    rows = [*keys_found("untouched", n256=1.0, n512=0.0), *keys_found("pose", n256=0.3, n512=0.0)]
     assert summary(Run(title=""), rows, models("untouched", "pose")) == [
         "pose finds at least 90 % of hidden keys at no length tested, untouched up to 256 tokens."
     ]
 
 
 def test_other_names_and_a_single_model():
-    (sentence,) = summary(Run(title=""), retrieval("mine", n256=1.0, n512=0.0), models("mine"))
+    (sentence,) = summary(Run(title=""), keys_found("mine", n256=1.0, n512=0.0), models("mine"))
     assert sentence == "mine finds at least 90 % of hidden keys up to 256 tokens."
 
 
@@ -75,5 +76,33 @@ def test_perplexity_at_the_longest_length_if_the_target_was_not_measured():
     ]
 
 
+def test_the_effective_length_of_ruler():
+    rows = [
+        Score(model=name, task="ruler", length=length, value=value)
+        for name, values in {"a": (0.9, 0.86), "b": (0.9, 0.5), "c": (0.8, 0.5)}.items()
+        for length, value in zip((4096, 8192), values, strict=True)
+    ]
+    assert summary(Run(title=""), rows, models("a", "b", "c")) == [
+        "Effective length by RULER: 8k or more (a), 4k (b), under 4k (c)."
+    ]
+
+
+def test_what_the_training_cost_on_benchmarks():
+    rows = [
+        Score(model=name, task="benchmark", subtask=benchmark, length=0, value=value)
+        for name, values in {"untouched": (0.5, 0.7), "x": (0.1, 0.1), "pose": (0.51, 0.66)}.items()
+        for benchmark, value in zip(("boolq", "piqa"), values, strict=True)
+    ]
+    names = models("untouched", "x", "pose")
+    assert summary(Run(title=""), rows, names) == [
+        "On 2 benchmarks pose changes by −1.5 percentage points against untouched on average, at worst "
+        "−4.0 (PIQA)."
+    ]
+    assert summary(Run(title=""), [row for row in rows if row.subtask == "boolq"], names) == [
+        "On BoolQ pose changes by +1.0 percentage points against untouched."
+    ]
+    assert summary(Run(title=""), rows[:2], names[:1]) == ["The tables below hold the scores."]
+
+
 def test_nothing_measured_is_said():
-    assert summary(Run(title=""), [], []) == ["This run holds no retrieval or perplexity scores by length."]
+    assert summary(Run(title=""), [], []) == ["There are no scores."]

@@ -5,14 +5,17 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from report_sample import LENGTHS, MODELS, scores, write_run
+from report_sample import LENGTHS, MODELS, document, everything, scores, write_run
 
 from skipwise.errors import InputError, RunError
 from skipwise.report import write_report
 from skipwise.report.page import duration, fact_text, grouped
+from skipwise.scores import Scores
 
-SECTIONS = ("summary", "retrieval", "perplexity", "coverage", "training", "recipe", "data", "environment")
-SECTIONS += ("reproduce", "notes")
+SECTIONS = ("summary", "passkey", "needle", "ruler", "perplexity", "longppl", "benchmarks", "coverage")
+SECTIONS += ("training", "recipe", "data", "models", "evaluations", "environment", "reproduce", "notes")
+FIGURES = 15
+HEAT_MAPS = 5  # one panel a model each
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 
 
@@ -51,7 +54,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory):
-    path = write_report(write_run(tmp_path_factory.mktemp("run")))
+    path = write_report(write_run(tmp_path_factory.mktemp("run"), document(everything())))
     return path, path.read_text("utf-8"), Page(path.read_text("utf-8"))
 
 
@@ -91,9 +94,9 @@ def test_it_can_be_read_without_seeing_it(full):
     assert headings[:2] == ["h1", "h2"]
     assert headings.count("h1") == 1
     figures = [attrs for tag, attrs in page.tags if tag == "svg"]
-    assert len(figures) == 6 + len(MODELS)
+    assert len(figures) == FIGURES - HEAT_MAPS + HEAT_MAPS * len(MODELS)
     assert all(attrs["role"] == "img" and len(attrs["aria-label"]) > 40 for attrs in figures)
-    assert sum(tag == "figcaption" for tag, _ in page.tags) == 7
+    assert sum(tag == "figcaption" for tag, _ in page.tags) == FIGURES
     assert all("scope" in attrs for tag, attrs in page.tags if tag == "th")
 
 
@@ -116,6 +119,10 @@ def test_numbers_of_the_headline_and_the_tables(full):
         "2e-05",
         "lengths.minimum",
         "--seed 7",
+        "runs/small-16k/pose",
+        "yarn",
+        "00112233aabbccdd",
+        "passkey: Untouched, Interpolated only, Contiguous control, PoSE",
     ):
         assert any(word in found for found in page.texts), word
 
@@ -123,13 +130,35 @@ def test_numbers_of_the_headline_and_the_tables(full):
 def test_figures_are_written_and_stale_ones_removed(tmp_path):
     run = write_run(tmp_path / "run")
     write_report(run)
-    assert len(list((run / "figures").iterdir())) == 7
+    assert len(list((run / "figures").glob("*.png"))) == len(list((run / "figures").glob("*.svg"))) == 7
+    assert (run / "figures" / "coverage.svg").read_bytes().startswith(b"<?xml")
     (run / "figures" / "mine.png").write_bytes(b"kept")
-    write_report(
-        write_run(run, [row for row in scores() if row["task"] == "retrieval"], coverage={}, training={})
-    )
-    assert {path.name for path in (run / "figures").iterdir()} == {"retrieval_by_length.png", "mine.png"}
+    (run / "figures" / "retrieval_by_length.png").write_bytes(b"of an earlier version")
+    rows = [row for row in scores() if row.task == "passkey" and row.depth is None]
+    write_report(write_run(run, document(rows), coverage={}, training={}))
+    assert {path.name for path in (run / "figures").iterdir()} == {
+        *("passkey_by_length.png", "passkey_by_length.svg", "mine.png"),
+    }
     assert {path.name for path in run.iterdir()} == {"figures", "report.html", "run.json", "scores.json"}
+
+
+def test_scores_alone_make_a_page(tmp_path):
+    rows = [row for row in everything() if row.model == "pose" and row.task in ("passkey", "benchmark")]
+    document(rows).write(tmp_path / "scores.json")
+    text = write_report(tmp_path).read_text("utf-8")
+    page = Page(text)
+    assert page.sections() == [
+        *("summary", "passkey", "benchmarks", "models", "evaluations", "environment", "reproduce"),
+    ]
+    for word in (
+        *(
+            "Evaluation of Untouched, Interpolated only, Contiguous control, PoSE",
+            "The seed of this run is 7.",
+        ),
+        *("skipwise eval passkey runs/small-16k/pose", "benchmark, PoSE", "Example GPU, 80 GiB", "0.1.0"),
+    ):
+        assert any(word in found for found in page.texts), word
+    assert "original window" not in text
 
 
 def test_absent_parts_leave_no_trace(tmp_path):
@@ -137,8 +166,8 @@ def test_absent_parts_leave_no_trace(tmp_path):
         ("training", "coverage", "data", "notes", "command", "recipe", "hardware", "models")
     )
     absent |= dict.fromkeys(("versions", "seconds", "peak_memory_gib", "seed", "window", "target_length"))
-    rows = [row for row in scores() if row["task"] == "perplexity" and row["model"] == "pose"]
-    text = write_report(write_run(tmp_path, rows, **absent)).read_text("utf-8")
+    rows = [row for row in scores() if row.task == "perplexity" and row.model == "pose"]
+    text = write_report(write_run(tmp_path, Scores(scores=tuple(rows)), **absent)).read_text("utf-8")
     page = Page(text)
     assert page.sections() == ["summary", "perplexity"]
     assert sum(tag == "figure" for tag, _ in page.tags) == 1
@@ -148,25 +177,36 @@ def test_absent_parts_leave_no_trace(tmp_path):
 
 
 def test_a_run_without_scores_says_so(tmp_path):
-    page = Page(write_report(write_run(tmp_path, [])).read_text("utf-8"))
-    assert page.sections() == [name for name in SECTIONS if name not in ("retrieval", "perplexity")]
-    assert "This run holds no retrieval or perplexity scores by length." in page.texts
+    page = Page(write_report(write_run(tmp_path, document([]))).read_text("utf-8"))
+    measured = ("passkey", "needle", "ruler", "perplexity", "longppl", "benchmarks", "evaluations")
+    assert page.sections() == [name for name in SECTIONS if name not in measured]
+    assert "There are no scores." in page.texts
 
 
 def test_a_model_may_miss_a_task(tmp_path):
-    rows = [row for row in scores() if row["model"] != "untouched" or row["task"] == "retrieval"]
-    rows = [row for row in rows if row["model"] != "pose" or row["length"] > LENGTHS[0]]
-    text = write_report(write_run(tmp_path, rows)).read_text("utf-8")
+    rows = [row for row in scores() if row.model != "untouched" or row.task == "passkey"]
+    rows = [row for row in rows if row.model != "pose" or row.length > LENGTHS[0]]
+    text = write_report(write_run(tmp_path, document(rows))).read_text("utf-8")
     assert "<td>–</td>" in text
     assert text.count('<th scope="row">Untouched</th>') == 1
 
 
 def test_hostile_text_is_escaped_everywhere(tmp_path):
     evil = "\"'><script>alert(1)</script>&{{ 7*7 }}"
-    rows = [row | {"model": evil} if row["model"] == "pose" else row for row in scores()]
+    found = document([row for row in everything() if row.model == "pose"])
+    own = {"name": evil, "title": evil, "description": evil, "path": evil, "rope_parameters": {evil: evil}}
+    asked = {"model": evil, "settings": {evil: [evil]}, "notes": (evil,), "versions": {evil: evil}}
+    found = Scores(
+        subjects=(found.subjects[-1].model_copy(update=own),),
+        evaluations=tuple(each.model_copy(update=asked) for each in found.evaluations),
+        scores=tuple(
+            row.model_copy(update={"model": evil} | ({"subtask": evil} if row.subtask else {}))
+            for row in found.scores
+        ),
+    )
     run = write_run(
         tmp_path,
-        rows,
+        found,
         title=evil,
         command=evil,
         models=[{"name": evil, "title": evil, "description": evil}],
@@ -181,19 +221,20 @@ def test_hostile_text_is_escaped_everywhere(tmp_path):
     )
     page = Page(write_report(run).read_text("utf-8"))
     assert not {tag for tag, _ in page.tags} & {"script"}
-    assert sum(evil in text for text in page.texts) > 12
+    assert sum(evil in text for text in page.texts) > 20
     assert "49" not in page.texts
 
 
-@pytest.mark.parametrize("name", ["scores.json", "run.json"])
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("name", "content", "words"),
     [
-        (None, "no such file"),
-        ('{"schema": 1,', "not valid JSON, line 1"),
-        ("[]", "must hold one JSON object"),
-        ('{"schema": 2, "scores": []}', "schema 2 is not 1"),
-        (b"\xff\xfe", "cannot be read"),
+        ("scores.json", None, "no such file"),
+        *((name, '{"schema": 1,', "not valid JSON, line 1") for name in ("scores.json", "run.json")),
+        *((name, "[]", "must hold one JSON object") for name in ("scores.json", "run.json")),
+        *((name, b"\xff\xfe", "cannot be read") for name in ("scores.json", "run.json")),
+        ("scores.json", '{"schema": 1, "scores": []}', "schema 1 is not 2"),
+        ("run.json", '{"schema": 2}', "schema 2 is not 1"),
+        ("scores.json", '{"schema": 2, "scores": [{"model": "a"}]}', "scores.0.task"),
     ],
 )
 def test_bad_files_are_named_in_one_line(tmp_path, name, content, words):
@@ -230,7 +271,7 @@ def test_bad_facts_are_named(tmp_path, changes, words):
 def test_scores_without_a_schema_are_refused(tmp_path):
     path = write_run(tmp_path) / "scores.json"
     path.write_text(json.dumps({"scores": []}))
-    with pytest.raises(InputError, match="schema None is not 1"):
+    with pytest.raises(InputError, match="schema None is not 2"):
         write_report(tmp_path)
 
 
