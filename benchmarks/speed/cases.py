@@ -58,7 +58,7 @@ class Case:
     logits_chunk: int = 1024
     compile: bool = False
     attention: Literal["default", "flash", "cudnn", "efficient"] = "default"
-    fp8: Literal["", "rowwise", "tensorwise", "rowwise_with_gw_hp"] = ""
+    fp8: Literal["", "recipe", "rowwise", "tensorwise", "rowwise_with_gw_hp"] = ""
     text: Literal["random", "repository"] = "random"
     learning_rate: float = 2e-5
     warm: int = 2
@@ -89,6 +89,7 @@ SEVEN_B = [
     replace(_OURS, name="7b-mb4", micro_batch=4, note="gradients are added 3 times in place of 1: +1.2 %"),
     replace(_OURS, name="7b-no-compile", compile=False, note="Liger's kernels instead: +15 %"),
     replace(_OURS, name="7b-recipe-adamw", optimizer="recipe", note="the update in 30 kernels: +15 %"),
+    replace(_OURS, name="7b-fp8-recipe", fp8="recipe", optimizer="recipe", note="as a recipe has it"),
     replace(_OURS, name="7b-8bit", optimizer="8bit", note="13 GB less, the update slower"),
     replace(_OURS, name="7b-torch-fused", optimizer="fused", note="the floor of the update, rounds wrongly"),
     replace(_OURS, name="7b-checkpointing", checkpointing=True, note="a third more forward: +30 %"),

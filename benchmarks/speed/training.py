@@ -63,7 +63,7 @@ def build(case: Case, config: Any = None) -> Any:
     model.train()
     if case.kind == "plain":
         return model
-    if case.fp8:
+    if case.fp8 and case.fp8 != "recipe":
         to_fp8(model, case.fp8)
     repair(model)
     model.config.use_cache = False
@@ -170,6 +170,7 @@ def recipe_of(case: Case) -> TrainingRecipe:
         liger=case.liger,
         logits_chunk=case.logits_chunk,
         compile=case.compile,
+        fp8=case.fp8 == "recipe",
         workers=case.workers,
         report_to=(),
         save_every=10**6,

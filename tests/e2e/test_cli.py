@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from skipwise.cli.main import app
+from skipwise.scores import Scores
 
 SKIPWISE = [sys.executable, "-m", "skipwise"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "80"}
@@ -263,15 +264,19 @@ class TestFinished:
 
     def test_scores_are_complete(self, finished):
         found = json.loads((finished[0] / "scores.json").read_text())
-        assert found.keys() == {"schema", "scores"}
-        assert found["schema"] == 1
-        basic = {"model", "task", "length", "value", "n", "stderr"}
-        extra = {"retrieval_at_depth": {"depth"}, "perplexity_bucket": {"start", "end"}}
-        for score in found["scores"]:
-            assert score.keys() == basic | extra.get(score["task"], set())
-        for task in ("retrieval", "perplexity", "perplexity_last_quarter"):
+        assert found.keys() == {"schema", "subjects", "evaluations", "scores"}
+        assert found["schema"] == 2
+        scores = Scores.read(finished[0])
+        assert [each.name for each in scores.subjects] == ["untouched", "interpolated", "contiguous", "pose"]
+        assert scores.subjects[3].rope_parameters["rope_type"] == "yarn"
+        for score in scores.scores:
+            assert len(score.samples) == score.n > 0
+            assert (score.start is None) == (score.task != "perplexity_bucket")
+        for task in ("passkey", "perplexity", "perplexity_last_quarter"):
             assert [
-                (score["model"], score["length"]) for score in found["scores"] if score["task"] == task
+                (score.model, score.length)
+                for score in scores.scores
+                if score.task == task and score.depth is None
             ] == [
                 (model, length)
                 for model in ("untouched", "interpolated", "contiguous", "pose")
@@ -316,11 +321,12 @@ class TestFinished:
         before = (output / "checkpoint" / "model.safetensors").stat()
         scores = (output / "scores.json").read_bytes()
         monkeypatch.setattr("skipwise.pipeline.training._train", None)
-        monkeypatch.setattr("skipwise.pipeline.run._evaluate", None)
+        monkeypatch.setattr("skipwise.pipeline.run._judge", None)
         done = invoke(*command)
         assert done.exit_code == 0, done.stderr
         assert done.stdout.count("finished earlier") == 4
-        tables, tables_before = (each.stdout[each.stdout.index("Retrieval (") :] for each in (done, first))
+        begin = "Passkey retrieval ("
+        tables, tables_before = (each.stdout[each.stdout.index(begin) :] for each in (done, first))
         assert tables == tables_before
         assert (output / "checkpoint" / "model.safetensors").stat() == before
         assert (output / "scores.json").read_bytes() == scores

@@ -290,7 +290,7 @@ def _run(make_task: Callable[[Any, Path], Any], given: dict[str, Any]) -> None:
     from rich.console import Console
 
     from skipwise.pipeline.evaluation import judge, model_name, open_reader
-    from skipwise.report import score_tables
+    from skipwise.report import score_tables, write_report
     from skipwise.scores import FILE
 
     model, piece = given["model"], given["piece"]
@@ -308,7 +308,8 @@ def _run(make_task: Callable[[Any, Path], Any], given: dict[str, Any]) -> None:
     for table in score_tables(found):
         console.print(table)
         console.print()
-    console.print(f"{'Scores':<11}{folder / FILE}", soft_wrap=True)
+    for what, path in (("Report", write_report(folder)), ("Scores", folder / FILE)):
+        console.print(f"{what:<11}{path}", soft_wrap=True)
 
 
 class _Bar:

@@ -200,9 +200,9 @@ def _in_two_parts(
     flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     before, before_sum = flash(query, key[:, :, :cached], value[:, :, :cached], scale=scaling)
     own, own_sum = flash(query, key[:, :, cached:], value[:, :, cached:], is_causal=True, scale=scaling)
-    share = torch.sigmoid(before_sum - own_sum)[..., None].to(query.dtype)  # (batch, heads, queries, 1)
-    found: torch.Tensor = own + share * (before - own)
-    return found
+    share = torch.sigmoid(before_sum - own_sum)[..., None]  # (batch, heads, queries, 1), float32
+    found: torch.Tensor = share * before + (1 - share) * own
+    return found.to(query.dtype)
 
 
 def continued_mask(

@@ -156,6 +156,8 @@ def _replaced(recipe: Recipe) -> Iterator[tuple[str, Values, str]]:
         yield "training", {"sharding": "none"}, "sharding: one process has nothing to divide"
     if training.compile:
         yield "training", {"compile": False}, "torch.compile: takes longer than a dry run"
+    if training.fp8:
+        yield "training", {"fp8": False}, "fp8: the tiny model has not its sizes"
     if training.liger == "on" and (why := _missing("liger_kernel")):
         yield "training", {"liger": "off"}, f"Liger kernels: {why}"
     if training.optimizer == "adamw-8bit" and (why := _missing("torchao")):

@@ -97,7 +97,7 @@ def _finish(
     if variant.sampler is not None:
         part |= trained(recipe, base, corpus, variant, output, say)
     started = time.perf_counter()
-    reader = _open(recipe, base, variant)
+    reader = _open(recipe, base, variant, output)
     _judge(recipe, corpus, base.lengths, reader, output / "parts", command)
     part["seconds"][f"evaluate {variant.name}"] = time.perf_counter() - started
     part["peak_memory_gib"] = peak_memory_gib()
@@ -106,7 +106,7 @@ def _finish(
     return part
 
 
-def _open(recipe: Recipe, base: Base, variant: Variant) -> LocalReader:
+def _open(recipe: Recipe, base: Base, variant: Variant, output: Path) -> LocalReader:
     checkpoint = Checkpoint(str(variant.folder)) if variant.folder else base.checkpoint
     model = load_model(
         checkpoint,
@@ -116,6 +116,8 @@ def _open(recipe: Recipe, base: Base, variant: Variant) -> LocalReader:
     )
     subject = describe(model.config, base.tokenizer, name=variant.name, checkpoint=checkpoint)
     words = {"title": variant.title, "description": variant.description, "dtype": "float32"}
+    if variant.folder:
+        words["path"] = variant.folder.relative_to(output).as_posix()  # a run folder may be moved
     return LocalReader(model, base.tokenizer, subject.model_copy(update=words))
 
 

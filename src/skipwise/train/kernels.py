@@ -1,5 +1,5 @@
 """What makes a training step leaner and faster, on one model instance and only while it is trained: Liger's
-kernels where they compute the same, a loss without all logits, compiled decoder layers.
+kernels where they compute the same, a loss without all logits, products in float8, compiled decoder layers.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from skipwise.config import TrainingRecipe
 from skipwise.errors import InputError
 from skipwise.train.adapters import half_products
+from skipwise.train.fp8 import fp8_products
 from skipwise.train.loss import chunk_the_loss, differs, loss_and_gradient
 
 _FUSED = "fused_linear_cross_entropy"
@@ -37,11 +38,11 @@ _log = logging.getLogger(__name__)  # not set up by anybody: one line on stderr
 def fast_kernels(
     model: PreTrainedModel, recipe: TrainingRecipe, device: torch.device, row_length: int
 ) -> Iterator[None]:
-    """While this lasts, ``model`` (adapters and all) trains as ``recipe`` says in ``liger``, ``logits_chunk``
-    and ``compile``; afterwards it is the stock model again.
+    """While this lasts, ``model`` (adapters and all) trains as ``recipe`` says in ``liger``,
+    ``logits_chunk``, ``fp8`` and ``compile``; afterwards it is the stock model again.
 
     ``device``: where it will be trained, on rows of ``row_length`` tokens. Says what it had to leave out.
-    Raises InputError for ``liger = on`` where that cannot be.
+    Raises InputError for ``liger = on`` and ``fp8`` where that cannot be.
     """
     autocast = recipe.weights == "float32" and half_products(recipe, device.type)
     stock = cast(PreTrainedModel, getattr(model, "get_base_model", lambda: model)())
@@ -55,7 +56,10 @@ def fast_kernels(
     for note in filter(None, notes):
         _log.warning("%s", note)
     try:
-        with compiled_layers(stock) if recipe.compile else nullcontext():
+        with (
+            fp8_products(stock, device) if recipe.fp8 else nullcontext(),
+            compiled_layers(stock) if recipe.compile else nullcontext(),
+        ):
             yield
     finally:
         _undo(changes)

@@ -152,10 +152,23 @@ def _adamw(
     square.copy_(_as_stored(exact_square, square.dtype, more))
 
 
+def _adamw_whole(
+    weight: torch.Tensor,
+    gradient: torch.Tensor,
+    mean: torch.Tensor,
+    square: torch.Tensor,
+    numbers: torch.Tensor,
+    seeds: torch.Tensor,
+) -> None:
+    """`_adamw` without a start: the compiler would take one, zero too, for a number that changes, of 64 bits,
+    and Triton would then hash in 64 bits."""
+    _adamw(weight, gradient, mean, square, numbers, seeds, 0)
+
+
 @cache
-def _adamw_compiled() -> Callable[..., None]:
+def _adamw_compiled(backend: Any = "inductor") -> Callable[..., None]:
     """One kernel for tensors of whatever length."""
-    compiled: Callable[..., None] = torch.compile(_adamw, dynamic=True, fullgraph=True)
+    compiled: Callable[..., None] = torch.compile(_adamw_whole, dynamic=True, fullgraph=True, backend=backend)
     return compiled
 
 

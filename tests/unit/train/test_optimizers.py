@@ -70,6 +70,23 @@ def test_hashed_bits_are_those_of_the_published_function():
         assert found.item() % 2**32 == word
 
 
+def test_one_kernel_for_all_lengths_and_no_numbers_of_64_bits_but_lengths():
+    graphs = []
+
+    def keep(graph, inputs):
+        graphs.append([each for each in inputs if not isinstance(each, torch.Tensor)])
+        return graph.forward
+
+    update = optimizers._adamw_compiled(keep)
+    numbers = torch.tensor(
+        optimizers._numbers({"betas": (0.9, 0.9), "lr": 1, "eps": 1, "weight_decay": 0}, 1)
+    )
+    seeds = torch.tensor(optimizers._words(1, 0)).to(torch.int32)
+    for count in (COUNT, 2 * COUNT, 17):
+        update(*(torch.rand(count).to(torch.bfloat16) for _ in range(4)), numbers, seeds)
+    assert [len(found) for found in graphs] == [2]  # of the tensors, and of the random words
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch about itself
 def test_the_compiled_update_is_the_same():
