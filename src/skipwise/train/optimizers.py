@@ -13,6 +13,7 @@ by operation it would be 220, a seventh of a step of a 7B model (benchmarks/spee
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from functools import cache
 from importlib import import_module
@@ -101,7 +102,7 @@ class StochasticAdamW(torch.optim.Optimizer):
         if not weights:
             return
         device = weights[0].device
-        update = _adamw_compiled() if device.type == "cuda" and find_spec("triton") else _adamw_in_pieces
+        update = _update_on(device)
         rows = zip(weights, numbers.to(device), seeds.to(device), strict=True)
         for weight, own_numbers, own_seeds in rows:
             state = self.state[weight]
@@ -163,6 +164,35 @@ def _adamw_whole(
     """`_adamw` without a start: the compiler would take one, zero too, for a number that changes, of 64 bits,
     and Triton would then hash in 64 bits."""
     _adamw(weight, gradient, mean, square, numbers, seeds, 0)
+
+
+@cache
+def _update_on(device: torch.device) -> Callable[..., None]:
+    """The compiled update on a GPU that can have it (Triton needs a C compiler, for one), else in pieces."""
+    if device.type != "cuda" or not find_spec("triton"):
+        return _adamw_in_pieces
+    return _tried(_adamw_compiled(), device)
+
+
+def _tried(update: Callable[..., None], device: torch.device) -> Callable[..., None]:
+    """``update`` if it does on a few numbers what the plain one does, else the plain one, and a warning."""
+    group = {"betas": BETAS, "lr": 1e-3, "eps": EPSILON, "weight_decay": 0.1}
+    numbers = torch.tensor(_numbers(group, 1), device=device)
+    seeds = torch.tensor(_words(1, 1), device=device).to(torch.int32)
+    values = torch.linspace(0.5, 2.0, 1_000, device=device).to(torch.bfloat16)
+    expected, found = ([values.clone() for _ in range(4)] for _ in range(2))
+    _adamw_in_pieces(*expected, numbers, seeds)
+    try:
+        update(*found, numbers, seeds)
+    except RuntimeError as error:  # of torch's compiler; of Triton's, inside it
+        reason = str(error).strip().partition("\n")[0]
+    else:
+        differs = max(float((a != b).float().mean()) for a, b in zip(found, expected, strict=True))
+        if differs < 0.01:  # fused products round once
+            return update
+        reason = f"it gave other numbers in {differs:.0%} of the places"
+    warnings.warn(f"the optimizer's update is not compiled, and slower: {reason}", stacklevel=2)
+    return _adamw_in_pieces
 
 
 @cache

@@ -87,6 +87,24 @@ def test_one_kernel_for_all_lengths_and_no_numbers_of_64_bits_but_lengths():
     assert [len(found) for found in graphs] == [2]  # of the tensors, and of the random words
 
 
+def test_a_compiled_update_is_taken_only_if_it_works():
+    def fails(*tensors):
+        raise RuntimeError("CompilationError: at 89:12:\nCannot bitcast")
+
+    def does_nothing(*tensors):
+        pass
+
+    def works(*tensors):
+        optimizers._adamw_in_pieces(*tensors)
+
+    here = torch.device("cpu")
+    assert optimizers._tried(works, here) is works
+    for wrong, words in ((fails, "at 89:12:$"), (does_nothing, "other numbers in")):
+        with pytest.warns(UserWarning, match=f"is not compiled, and slower: .*{words}"):
+            assert optimizers._tried(wrong, here) is optimizers._adamw_in_pieces
+    assert optimizers._update_on(here) is optimizers._adamw_in_pieces
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch about itself
 def test_the_compiled_update_is_the_same():
