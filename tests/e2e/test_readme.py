@@ -10,9 +10,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from typer.main import get_command
 
+import skipwise
 from skipwise.cli.main import app
 
 ROOT = Path(__file__).parents[2]
+DEMO = Path(skipwise.__file__).parent / "demo" / "demo-base"
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("[bde]*/**/*.md"))]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -48,6 +50,14 @@ def test_the_python_example_of_the_samplers_page_runs():
     assert len(names["row"].position_ids) == 2_048
 
 
+def test_the_python_example_of_the_evaluation_page_runs():
+    (example,) = python_of(ROOT / "docs" / "evaluation.md")
+    names = {}
+    example = example.replace("path/to/model", str(DEMO)).replace('"cuda"', '"cpu"')
+    exec(example.replace("[8_192, 131_072]", "[200]").replace("trials=50", "trials=2"), names)
+    assert [score.value for score in names["scores"] if score.depth is None] == [1.0]
+
+
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"^    make (\w+)", README, flags=re.MULTILINE))))
 def test_every_make_command_of_the_readme_exists(target):
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -56,13 +66,15 @@ def test_every_make_command_of_the_readme_exists(target):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_command_and_option_exists(page):
-    commands = get_command(app).commands
+    commands = dict(get_command(app).commands)
+    commands |= {f"eval {name}": command for name, command in commands.pop("eval").commands.items()}
     options = {
         name: {flag for each in command.params for flag in each.opts} for name, command in commands.items()
     }
     text = page.read_text(encoding="utf-8")
     for line in re.findall(r"^    skipwise .*", text, flags=re.MULTILINE):
         _, name, *words = shlex.split(line)
+        name = f"{name} {words.pop(0)}" if name == "eval" else name
         used = {word for word in words if word.startswith("--")}
         assert used <= options[name] | {"--help"}, line
     if page.name == "README.md" and page.parent == ROOT:
