@@ -1,4 +1,10 @@
-"""What is tried here and is not, or not yet, part of `skipwise.train`."""
+"""What was tried here before it was, or without becoming, part of `skipwise.train`; the results in `results/`
+were made with it.
+
+The engine has the compiled update since (`skipwise.train.optimizers.StochasticAdamW`: the same arithmetic and
+bytes, other random bits), and float8 products with a scale a row (`training.fp8`, `skipwise.train.fp8`). The
+cases `7b-recipe-adamw` and `7b-fp8-recipe` take those of the engine.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +16,7 @@ import torch
 
 
 class CompiledStochasticAdamW(torch.optim.Optimizer):
-    """`skipwise.train.optimizers.StochasticAdamW` with the whole update of a tensor in one compiled kernel.
+    """AdamW with stochastic rounding, the whole update of a tensor in one compiled kernel.
 
     14 bytes of a bfloat16 weight are moved instead of about 220. The random bits are an integer hash of the
     step, the tensor's place and the number's index, which the compiler computes in registers.

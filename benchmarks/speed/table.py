@@ -1,6 +1,9 @@
-"""RESULTS.md from the JSON files of `run.py`; of a case that is in several, the last.
+"""RESULTS.md from the JSON files of `run.py`, in the order in which they were measured.
 
-python benchmarks/speed/table.py benchmarks/speed/results/*.json > benchmarks/speed/RESULTS.md
+    cd benchmarks/speed && python table.py results/{first,second,third}.json > RESULTS.md
+
+Of a case that was measured in several files the last good result counts. What failed is listed with its
+reason, what has no result at all by name.
 """
 
 from __future__ import annotations
@@ -10,45 +13,68 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from cases import CASES
+
 Found = dict[str, dict[str, Any]]
 _SMOOTH = 20
+_LONGEST = 6
 
 
 def main() -> None:
     """Print the page."""
+    cases, failures, gpus = read([Path(name) for name in sys.argv[1:]])
+    parts = [head(cases, gpus), seven_b(cases), small(cases), figure(cases), curves(cases)]
+    parts += [profiles(cases), chip(cases), missing(cases, failures)]
+    print("\n\n".join(part for part in parts if part))
+
+
+def read(files: list[Path]) -> tuple[Found, list[dict[str, Any]], set[str]]:
+    """The last good result of each case, every failure, the GPUs; ``file`` says where each is from."""
     cases: Found = {}
-    gpus = set()
-    for file in map(Path, sys.argv[1:]):
+    failures, gpus = [], set()
+    for file in files:
         content = json.loads(file.read_text(encoding="utf-8"))
         gpus.add(content["gpu"])
-        cases |= {each["name"]: each for each in content["cases"]}
-    parts = [head(cases, gpus), seven_b(cases), small(cases), figure(cases), curves(cases), chip(cases)]
-    print("\n\n".join(part for part in (*parts, profiles(cases)) if part))
+        for each in content["cases"]:
+            each["file"] = file.stem
+            if good(each):
+                cases[each["name"]] = each
+            else:
+                failures.append(each)
+    return cases, failures, gpus
+
+
+def good(case: dict[str, Any]) -> bool:
+    """Whether it measured what it was to measure."""
+    return any(key in case for key in ("step_seconds", "points", "ceilings")) and "error" not in case
 
 
 def head(cases: Found, gpus: set[str]) -> str:
     """The machine and the versions."""
     environment = next((each["environment"] for each in cases.values() if "environment" in each), {})
     versions = ", ".join(f"{name} {value}" for name, value in environment.items() if name != "device")
-    return "\n".join(
-        [
-            "# Speed on one GPU",
-            "",
-            f"{environment.get('device', '')} ({'; '.join(sorted(gpus)) or 'no clocks read'}), {versions}.",
-            "Medians of the measured steps. MFU: of 989 TFLOP/s, 6 operations for each weight of a matrix",
-            "product and attention's of the pairs that are seen; in brackets as most published figures",
-            "count, 6 for every parameter and attention's of all pairs. GiB: torch's largest allocation.",
-            "Data: the share of the step in which `Trainer` waits for batches.",
-        ]
-    )
+    return f"""\
+# Speed on one GPU
+
+Made by `table.py` of `results/`; how it was measured, what was expected and what failed: README.md.
+
+{environment.get("device", "")} ({"; ".join(sorted(gpus)) or "no clocks read"}), {versions}.
+
+- Seconds are medians of the measured steps. GiB: torch's largest allocation. From: the file in `results/`.
+- MFU, of 989 TFLOP/s, strict: 6 operations for each weight of a matrix product, and attention's of the pairs
+  that are seen. In brackets, usual: 6 for every parameter, and attention's of all pairs.
+- Data: the share of the step in which `Trainer` waits for batches. Idle: that without any kernel, profiled.\
+"""
 
 
 def seven_b(cases: Found) -> str:
-    """LLaMA-7B."""
+    """LLaMA-7B, the slowest first."""
     found = {name: each for name, each in cases.items() if name.startswith(("7b-", "plain-mb"))}
-    return found and "## LLaMA-7B shape, 16 rows of 2,048 tokens, target 131,072\n\n" + speeds(
-        found, cases.get("7b-plain")
-    )
+    if not found:
+        return ""
+    ordered = dict(sorted(found.items(), key=lambda item: -item[1]["step_seconds"]))
+    title = "## LLaMA-7B shape, 16 rows of 2,048 tokens a step, target 131,072"
+    return f"{title}\n\n{speeds(ordered, cases.get('7b-plain'))}"
 
 
 def small(cases: Found) -> str:
@@ -58,39 +84,40 @@ def small(cases: Found) -> str:
         found = {name: each for name, each in cases.items() if name.startswith(f"135m-{rows}")}
         if found:
             table = speeds(found, cases.get(f"135m-{rows}-plain"))
-            parts.append(f"## SmolLM2-135M shape, {words} tokens\n\n{table}")
+            parts.append(f"## SmolLM2-135M shape, {words} tokens a step\n\n{table}")
     return "\n\n".join(parts)
 
 
 def speeds(found: Found, plain: dict[str, Any] | None) -> str:
-    """One line a case, and its note."""
+    """One line a case; rows: of a micro-batch."""
     lines = [
-        "| case | rows | s a step | tokens/s | times plain | TFLOP/s | MFU | GiB | data | idle | MHz, W |"
-        " expected |",
+        "| case | rows | s a step | tokens/s | times plain | TFLOP/s | MFU | GiB | data | idle | MHz, W "
+        "| from |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, each in found.items():
-        note = each["settings"]["note"]
-        if "step_seconds" not in each:
-            why = each.get("error") or each.get("skipped", "")
-            lines.append(f"| {name} | {each['settings']['micro_batch']} | {why} | | | | | | | | | {note} |")
-            continue
-        times = f"{plain['step_seconds'] / each['step_seconds']:.2f}" if plain else ""
-        idle = f"{each['idle']:.1%}" if "idle" in each else ""
         gpu = each.get("gpu", {})
-        clocks = f"{gpu.get('sm_mhz', 0):.0f}, {gpu.get('watts', 0):.0f}" if gpu else ""
-        mfu = f"{each['mfu']:.1%} ({each['mfu_usual']:.1%})"
         cells = [
             name,
-            each["micro_batch"],
+            str(each["micro_batch"]),
             f"{each['step_seconds']:.3f}",
             f"{each['tokens_per_second']:,.0f}",
+            f"{plain['step_seconds'] / each['step_seconds']:.2f}" if plain else "",
+            f"{each['tflops_strict']:.0f}",
+            f"{each['mfu']:.1%} ({each['mfu_usual']:.1%})",
+            f"{each['peak_gib']:.1f}",
+            f"{each['waiting']:.2%}",
+            f"{each['idle']:.1%}" if "idle" in each else "",
+            f"{gpu.get('sm_mhz', 0):.0f}, {gpu.get('watts', 0):.0f}" if gpu else "",
+            each["file"],
         ]
-        cells += [times, f"{each['tflops_strict']:.0f}", mfu, f"{each['peak_gib']:.1f}"]
-        cells += [f"{each['waiting']:.2%}", idle, clocks, note]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    failed = [f"- {name}: {each['probes']}" for name, each in found.items() if each.get("probes")]
-    return "\n".join([*lines, *(["", "Probes that do not hold:", "", *failed] if failed else [])])
+        lines.append(f"| {' | '.join(cells)} |")
+    refused = [
+        f"- {name} ({each['file']}): {each['probes']}" for name, each in found.items() if each.get("probes")
+    ]
+    return "\n".join(
+        [*lines, *(["", "Measured although a probe did not hold:", "", *refused] if refused else [])]
+    )
 
 
 def figure(cases: Found) -> str:
@@ -110,18 +137,26 @@ def figure(cases: Found) -> str:
         cells = [f"{length:,}"]
         for key in ("seconds", "gib"):
             for kind in ("PoSE", "full"):
-                one = next((p for p in points if (p["rows"], p["length"]) == (kind, length)), {})
-                text = one.get("error") or (f"{one[key]:.2f}" if key in one else "")
-                again = " (checkpointing)" if one.get("checkpointing") and key == "gib" else ""
-                cells.append(text + again)
+                same = [p for p in points if (p["rows"], p["length"]) == (kind, length)]
+                cells.append("; ".join(cell(one, key) for one in same))
         lines.append(f"| {' | '.join(cells)} |")
     pose = [each for each in points if each["rows"] == "PoSE" and "seconds" in each]
     if len(pose) > 1:
         times, sizes = [each["seconds"] for each in pose], [each["gib"] for each in pose]
         lines += ["", f"PoSE: seconds within {spread(times):.1%}, memory within {spread(sizes):.1%}."]
         if pose[-1]["length"] == pose[0]["length"]:
-            lines[-1] += f" The first length again at the end: {times[-1] / times[0] - 1:+.1%}."
+            lines[-1] += (
+                f" The first point again at the end: {times[-1] / times[0] - 1:+.1%}. All but the first"
+                f" measurement: seconds within {spread(times[1:]):.1%}."
+            )
     return "\n".join(lines)
+
+
+def cell(point: dict[str, Any], key: str) -> str:
+    """One number of Figure 3, or why there is none."""
+    if "error" in point:
+        return str(point["error"])
+    return f"{point[key]:.2f}" + (" (checkpointing)" if point["checkpointing"] and key == "gib" else "")
 
 
 def spread(values: list[float]) -> float:
@@ -138,22 +173,20 @@ def curves(cases: Found) -> str:
     lines = [
         f"## Loss curves: {len(plain)} steps on the same rows, against the plain one",
         "",
-        f"Means over {_SMOOTH} steps; nats a token.",
+        f"Means over {_SMOOTH} steps, nats a token; at: the step with which the mean ends. One run each.",
         "",
-        "| case | last | largest difference | where | of the last | seconds a step |",
-        "|---|---|---|---|---|---|",
+        "| case | the last | from plain | most above plain | most below plain | s a step | from |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, each in cases.items():
-        if not name.startswith("curve-"):
-            continue
-        if len(each.get("losses", [])) != len(plain):
-            lines.append(f"| {name} | {each.get('error') or each.get('skipped', 'not whole')} | | | | |")
+        if not name.startswith("curve-") or len(each["losses"]) != len(plain):
             continue
         found = smooth(each["losses"])
         off = [second - first for first, second in zip(expected, found, strict=True)]
-        place = max(range(len(off)), key=lambda index: abs(off[index]))
-        cells = [name, f"{found[-1]:.4f}", f"{off[place]:+.4f}", f"step {place + _SMOOTH}", f"{off[-1]:+.4f}"]
-        cells.append(f"{each['step_seconds']:.3f}")
+        last = f"{off[-1]:+.4f} ({off[-1] / expected[-1]:+.1%})"
+        cells = [name, f"{found[-1]:.4f}", last, extreme(off, max), extreme(off, min)]
+        cells = [*cells[:2], "", "", ""] if name == "curve-plain" else cells
+        cells += [f"{each['step_seconds']:.3f}", each["file"]]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -164,23 +197,82 @@ def smooth(losses: list[float]) -> list[float]:
     return [sum(losses[first : first + size]) / size for first in range(len(losses) - size + 1)]
 
 
+def extreme(off: list[float], choose: Any) -> str:
+    """The largest or the smallest difference, and where it is."""
+    return f"{choose(off):+.4f} at {off.index(choose(off)) + _SMOOTH}"
+
+
+def profiles(cases: Found) -> str:
+    """Where the time goes, for each case that was profiled."""
+    found = {name: each for name, each in cases.items() if "parts_ms" in each}
+    if not found:
+        return ""
+    kinds = list(dict.fromkeys(kind for each in found.values() for kind in each["parts_ms"]))
+    lines = [
+        "## Where the time of a step goes",
+        "",
+        "Milliseconds under the profiler, by the kernels' names. TFLOP/s: those that the method needs, what",
+        "checkpointing computes again not counted.",
+        "",
+        f"| | {' | '.join(found)} |",
+        "|---" * (len(found) + 1) + "|",
+    ]
+    for kind in kinds:
+        cells = [f"{each['parts_ms'].get(kind, 0):.1f}" for each in found.values()]
+        lines.append(f"| {kind} | {' | '.join(cells)} |")
+    totals = {
+        "TFLOP/s of the products": [f"{rate(each):.0f}" for each in found.values()],
+        "GPU without a kernel": [f"{each['idle']:.1%}" for each in found.values()],
+    }
+    lines += [f"| {name} | {' | '.join(cells)} |" for name, cells in totals.items()]
+    for name, each in found.items():
+        lines += ["", f"### The longest kernels of {name}", "", "| ms | times | kernel |", "|---|---|---|"]
+        for one in each["kernels"][:_LONGEST]:
+            lines.append(f"| {one['ms']:.1f} | {one['calls']:.0f} | `{one['name'][:90]}` |")
+    return "\n".join(lines)
+
+
+def rate(case: dict[str, Any]) -> float:
+    """TFLOP/s of the matrix products: all operations but attention's, which the two counts differ in."""
+    counted = case["operations_per_token"]
+    attention = (counted["usual"] - 6 * counted["parameters"]) / 2
+    tokens = case["tokens_per_second"] * case["step_seconds"]
+    return float((counted["strict"] - attention) * tokens / case["parts_ms"]["matrix products"] / 1e9)
+
+
 def chip(cases: Found) -> str:
     """What the chip gives."""
     found = cases.get("ceilings", {}).get("ceilings")
     if not found:
         return ""
     lines = ["## What the chip gives to the shapes of a LLaMA-7B", "", "| what | found |", "|---|---|"]
-    return "\n".join([*lines, *(f"| {name} | {value} |" for name, value in found.items())])
+    lines += [f"| {name} | {value} |" for name, value in found.items() if name != "copy_tb_s"]
+    return "\n".join([*lines, f"| copies, bytes read and written | {found['copy_tb_s']} TB/s |"])
 
 
-def profiles(cases: Found) -> str:
-    """Where the time goes, for each case that was profiled."""
-    parts = [
-        "\n".join([f"### {name}", "", "```text", *each["lines"], "```"])
-        for name, each in cases.items()
-        if "kernels" in each
-    ]
-    return "\n\n".join(["## Where the time goes", *parts]) if parts else ""
+def missing(cases: Found, failures: list[dict[str, Any]]) -> str:
+    """What failed and why; what has no result."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for each in failures:
+        why = each.get("error") or each.get("skipped") or "not whole"
+        name = each["name"] + (
+            f" (measured in {cases[each['name']]['file']})" if each["name"] in cases else ""
+        )
+        reasons.setdefault((each["file"], why), []).append(name)
+    lines = ["## What failed", "", "| file | cases | reason, as far as it was kept |", "|---|---|---|"]
+    lines += [f"| {file} | {', '.join(names)} | {why} |" for (file, why), names in reasons.items()]
+    tried = {each["name"] for each in failures}
+    never = [name for name in CASES if name not in cases and name not in tried]
+    failed = [name for name in CASES if name not in cases and name in tried]
+    return "\n".join(
+        [
+            *(lines if reasons else ["## What has no result"]),
+            "",
+            f"Tried and without a result: {', '.join(failed) or 'none'}.",
+            "",
+            f"Never run: {', '.join(never) or 'none'}.",
+        ]
+    )
 
 
 if __name__ == "__main__":
