@@ -49,7 +49,8 @@ def sections(cases: dict[str, Any]) -> list[tuple[str, list[str]]]:
         elif name.startswith("passkey"):
             passkey.append(
                 f"| {case['length']:,} | {case['trials']} | {case['ours_seconds']:.1f} s | "
-                f"{case['generate_seconds']:.1f} s | {case['ratio']:.1f} | {case['same_answers']} of {case['trials']} |"
+                f"{case['generate_seconds']:.1f} s | {case['ratio']:.1f} | "
+                f"{case['same_answers']} of {case['trials']} |"
             )
         else:
             for way in ("whole", "pieces"):

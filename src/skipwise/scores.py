@@ -142,7 +142,10 @@ class Scores(_Record):
         document = read_object(path)
         schema = document.pop("schema", None)
         if schema != SCHEMA:
-            raise InputError(f"{path}: schema {schema!r} is not {SCHEMA}: run the evaluation again")
+            raise InputError(
+                f"{path}: schema {schema!r} is not {SCHEMA}: delete the file (or name another --output) and "
+                "run the evaluation again"
+            )
         try:
             return cls.model_validate(document)
         except ValidationError as error:

@@ -53,10 +53,14 @@ def test_tasks_share_a_folder(tmp_path, text):
     for task in tasks:
         code, out, err = run(task[0], DEMO, *task[1:], "--output", folder, cwd=tmp_path)
         assert code == 0, err
-        assert max(len(line) for line in out.splitlines() if not line.startswith(("Scores ", "Report "))) <= 80
+        assert (
+            max(len(line) for line in out.splitlines() if not line.startswith(("Scores ", "Report "))) <= 80
+        )
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "Passkey retrieval" in page
-    assert {"passkey.png", "passkey.svg"} <= {each.name for each in (folder / "figures").iterdir()}
+    assert {"passkey_by_length.png", "passkey_by_length.svg"} <= {
+        each.name for each in (folder / "figures").iterdir()
+    }
     scores = Scores.read(folder)
     assert [each.name for each in scores.subjects] == ["demo-base"]
     assert scores.subjects[0].window == 256

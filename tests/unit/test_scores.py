@@ -38,7 +38,7 @@ def test_nan_is_kept(tmp_path):
         (None, "no such file"),
         ("{", "not valid JSON, line 1"),
         ("[]", "must hold one JSON object, not a list"),
-        ('{"schema": 1, "scores": []}', "schema 1 is not 2: run the evaluation again"),
+        ('{"schema": 1, "scores": []}', "schema 1 is not 2: delete the file"),
         ('{"scores": []}', "schema None is not 2"),
         ('{"schema": 2, "scores": [{"model": "a"}]}', "scores.0.task: Field required"),
         (

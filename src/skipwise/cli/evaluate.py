@@ -14,6 +14,7 @@ import typer
 
 from skipwise.cli.options import lengths_of, tokens
 from skipwise.cli.reporting import one_line_errors
+from skipwise.errors import InputError
 
 app = typer.Typer(
     name="eval",
@@ -120,6 +121,11 @@ def perplexity(
 
         wanted = lengths_of(lengths, reader.subject.window)
         size = max(wanted) if document_length is None else tokens("--document-length", document_length)
+        if document_length is not None and (stride is None or size < max(wanted)):
+            raise InputError(
+                f"--document-length {document_length}: goes with --stride, and is at least the longest of "
+                "--lengths"
+            )
         texts = read_texts(data or [], text_column, output / "cache", characters=min(wanted))
         chosen = tokenize(texts, reader.tokenizer, tokens=size, count=documents)
         source = {"files": sorted(data or [])}
@@ -271,7 +277,7 @@ def benchmarks(
         int, typer.Option(min=0, help="Of the examples before each question; default: the harness's own.")
     ] = 1234,
 ) -> Any:
-    """Original abilities, through lm-evaluation-harness (pip install 'skipwise[benchmarks]')."""
+    """Original abilities, through lm-evaluation-harness (pip install 'skipwise\\[benchmarks]')."""
 
     from skipwise.evals.benchmarks import Benchmarks
 

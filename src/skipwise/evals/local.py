@@ -171,7 +171,8 @@ class LocalReader:
         """
         longest = max(map(len, prompts))
         padded = [prompt + [0] * (longest - len(prompt)) for prompt in prompts]
-        tokens, found = torch.tensor(padded, device=self._device), {}
+        tokens = torch.tensor(padded, device=self._device)
+        found: dict[int, torch.Tensor] = {}
         for first in range(start, longest, step := self._step(longest)):
             inputs = self._inputs(tokens[:, first : first + step], cache, first)
             ends_here = {

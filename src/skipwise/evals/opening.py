@@ -18,8 +18,8 @@ from skipwise.models.load import Checkpoint, find_checkpoint, load_config, load_
 from skipwise.rope import text_config
 from skipwise.scores import Subject
 
-_ENDS = 2**20
-"""Bytes hashed at either end of a weight file: enough to tell checkpoints apart, and quick."""
+_WHOLE, _EVERY, _BLOCK = 2**30, 2**20, 2**12
+"""Bytes: a weight file of up to so many is hashed whole, of a larger one a block in every so many."""
 
 
 def open_local(
@@ -109,7 +109,7 @@ def _dtype(name: str, config: PretrainedConfig, device: str) -> torch.dtype:
 
 
 def _revision(config: PretrainedConfig, checkpoint: Checkpoint) -> str:
-    """The commit of a hub model, or a hash over the config and the ends of the weight files of a folder."""
+    """The commit of a hub model, or a hash over the config and the weight files of a folder."""
     folder = Path(checkpoint.name)
     if not folder.is_dir():
         return str(getattr(config, "_commit_hash", None) or "")
@@ -121,7 +121,7 @@ def _revision(config: PretrainedConfig, checkpoint: Checkpoint) -> str:
         size = path.stat().st_size
         found.update(f"{path.name} {size}".encode())
         with path.open("rb") as file:
-            found.update(file.read(_ENDS))
-            file.seek(max(size - _ENDS, 0))
-            found.update(file.read(_ENDS))
+            for start in range(0, size, _EVERY):  # training may leave all but some layers as they were
+                file.seek(start)
+                found.update(file.read(_EVERY if size <= _WHOLE else _BLOCK))
     return found.hexdigest()[:16]

@@ -48,13 +48,21 @@ class Perplexity:
     @property
     def settings(self) -> dict[str, Any]:
         """See `Task`."""
-        return {"lengths": sorted(self.lengths), "documents": describe_documents(self.documents), **self.source}
+        return {
+            "lengths": sorted(self.lengths),
+            "documents": describe_documents(self.documents),
+            **self.source,
+        }
 
     def items(self, reader: Reader) -> list[Item]:  # noqa: ARG002
-        """One a document."""
+        """One a document. Raises InputError where none has the tokens of any length."""
+        if min(self.lengths) < 2:
+            raise InputError("a length of 1 has no token to score: evaluate longer lengths")
+        _check_long_enough(self.documents, self.lengths)
         return [
             Item(str(number), min(len(document), max(self.lengths)))
             for number, document in enumerate(self.documents)
+            if len(document) >= min(self.lengths)
         ]
 
     def measure(self, reader: Reader, items: Sequence[Item]) -> list[dict[str, float]]:
@@ -101,7 +109,10 @@ class Perplexity:
 
 @dataclass(frozen=True, kw_only=True)
 class SlidingPerplexity:
-    """Over a window of each of ``lengths`` tokens that moves by ``stride`` over whole ``documents``."""
+    """Over a window of each of ``lengths`` tokens that moves by ``stride`` over whole ``documents``.
+
+    Each length uses the documents of at least that many tokens, and is left out when there is none.
+    """
 
     documents: Documents
     lengths: Sequence[int]
@@ -127,11 +138,14 @@ class SlidingPerplexity:
                 f"a stride of {self.stride} does not fit windows of {longest + 1} tokens: choose 1 to "
                 f"{longest}"
             )
-        found = []
-        for length in sorted(self.lengths):
-            for number, document in enumerate(self.documents):
-                for start, end, first in windows(len(document), length, self.stride):
-                    found.append(Item(f"{length}/{number}/{start}", end - start, (number, start, first)))
+        _check_long_enough(self.documents, self.lengths)
+        found = [
+            Item(f"{length}/{number}/{start}", end - start, (number, start, first))
+            for length in sorted(self.lengths)
+            for number, document in enumerate(self.documents)
+            if len(document) >= length  # else no window is full
+            for start, end, first in windows(len(document), length, self.stride)
+        ]
         return sorted(found, key=lambda each: (each.length, each.what[2]))  # alike in what passes the head
 
     def measure(self, reader: Reader, items: Sequence[Item]) -> list[list[float]]:
@@ -158,6 +172,8 @@ class SlidingPerplexity:
                 if window == length:
                     sums[number] += result
             sums = sums[sums[:, 1] > 0]
+            if not len(sums):
+                continue
             means = list(sums[:, 0] / sums[:, 1])
             found.append(
                 perplexity_score(means, list(sums[:, 1]), model=model, task=self.name, length=length)
@@ -221,6 +237,12 @@ def describe_documents(documents: Documents) -> dict[str, Any]:
     """What tells documents apart, for the settings of a task."""
     text = ",".join(str(np.asarray(document).tolist()) for document in documents)
     return {"count": len(documents), "tokens": sum(map(len, documents)), "hash": fingerprint(text)}
+
+
+def _check_long_enough(documents: Documents, lengths: Sequence[int]) -> None:
+    """Raise InputError where nothing can be scored."""
+    if max(map(len, documents), default=0) < min(lengths):
+        raise InputError(f"no document has {min(lengths)} tokens: evaluate shorter lengths")
 
 
 def _bucket_edges(lengths: Sequence[int]) -> list[int]:

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from skipwise.errors import InputError
 from skipwise.evals.reader import Reader
 from skipwise.files import disk_errors
-from skipwise.scores import Score
+from skipwise.scores import Score, Subject
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +97,15 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(text.encode("utf-8", errors="replace")).hexdigest()[:16]
 
 
-def _identity(task: Task, reader: Reader) -> dict[str, Any]:
-    model = reader.subject.model_dump(
+def model_identity(subject: Subject) -> dict[str, Any]:
+    """What tells one model from another of its name."""
+    return subject.model_dump(
         mode="json", include={"path", "revision", "rope_parameters", "tokenizer", "dtype"}
     )
-    return {"task": task.name, "settings": task.settings, "model": model}
+
+
+def _identity(task: Task, reader: Reader) -> dict[str, Any]:
+    return {"task": task.name, "settings": task.settings, "model": model_identity(reader.subject)}
 
 
 class Journal:
@@ -111,7 +115,8 @@ class Journal:
         self.path = path
         self.results: dict[str, Any] = {}
         first = json.dumps(identity, sort_keys=True)
-        lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+        text = path.read_bytes().decode("utf-8", errors="replace") if path.is_file() else ""
+        lines = text.split("\n")
         if len(lines) < 2:  # nothing, or a first line that was cut off
             with disk_errors(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,9 +127,12 @@ class Journal:
                 f"{path.parent.parent} holds results of {_difference(lines[0], identity)}: choose another "
                 "--output, or --fresh to delete them"
             )
-        for line in lines[1:-1]:  # the last one is empty, or was cut off
-            row = json.loads(line)
-            self.results[row["item"]] = row["result"]
+        for number, line in enumerate(lines[1:-1], 2):  # the last one is empty, or was cut off
+            try:
+                row = json.loads(line)
+                self.results[row["item"]] = row["result"]
+            except (ValueError, TypeError, KeyError):
+                raise InputError(f"{path}: line {number} is damaged: --fresh measures all again") from None
         if lines[-1]:
             whole = "\n".join(lines[:-1]) + "\n"
             with disk_errors(path), path.open("r+", encoding="utf-8") as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,8 +16,8 @@ from skipwise.environment import default_device, exact_matmuls, facts
 from skipwise.errors import InputError
 from skipwise.evals.opening import open_local, open_served
 from skipwise.evals.reader import Reader, encode, start_tokens
-from skipwise.evals.run import Task, evaluate
-from skipwise.scores import FILE, Evaluation, Scores
+from skipwise.evals.run import Task, evaluate, model_identity
+from skipwise.scores import FILE, Evaluation, Scores, Subject
 
 Progress = Callable[[int, int], None]
 
@@ -69,10 +70,11 @@ def judge(
     deleted first. Raises InputError for a folder that holds results of other settings.
     """
     name = reader.subject.name
-    journal = output / "measured" / f"{name.replace('/', '--')}-{task.name}.jsonl"
+    journal = output / "measured" / f"{_file_name(name)}-{task.name}.jsonl"
+    known = Scores.read(output) if (output / FILE).is_file() else Scores()
+    _check_same_model(known, reader.subject, task.name, output)
     if fresh:
         journal.unlink(missing_ok=True)
-    known = Scores.read(output) if (output / FILE).is_file() else Scores()
     started = time.perf_counter()
     scores = evaluate(task, reader, journal=journal, progress=progress)
     record = Evaluation(
@@ -87,6 +89,22 @@ def judge(
     )
     known.with_results(reader.subject, record, scores).write(output / FILE)
     return Scores().with_results(reader.subject, record, scores)
+
+
+def _check_same_model(known: Scores, subject: Subject, task: str, output: Path) -> None:
+    """Raise InputError where the scores of other tasks are those of another model of this name."""
+    before = [each for each in known.subjects if each.name == subject.name]
+    others = {each.task for each in known.evaluations if each.model == subject.name} - {task}
+    if others and before and model_identity(before[0]) != model_identity(subject):
+        raise InputError(
+            f"{output / FILE} has {sorted(others)[0]} of another model called {subject.name} "
+            f"({before[0].path} {before[0].revision}): choose another --output or --name"
+        )
+
+
+def _file_name(name: str) -> str:
+    """A model's name without what a file's name may not have on some system."""
+    return re.sub(r'[\\/:*?"<>|\x00-\x1f]', "--", name)
 
 
 def read_texts(files: Sequence[str], text_column: str, cache: Path, *, characters: int = 1) -> list[str]:
@@ -108,11 +126,13 @@ def tokenize(
     Each begins with what the tokenizer puts before every text.
     """
     found: list[NDArray[np.int64]] = []
+    full = 0
     start = start_tokens(tokenizer)
     for text in sorted(texts, key=lambda each: len(each) < 8 * tokens):  # those that are surely long first
-        if sum(len(each) == tokens for each in found) == count:
+        if full == count:
             break
         # a token of any tokenizer in use has under 64 characters on average: what is cut off is not needed
         found.append(np.array((start + encode(tokenizer, text[: 64 * tokens]))[:tokens], dtype=np.int64))
+        full += len(found[-1]) == tokens
     found.sort(key=lambda each: -len(each))
     return found[:count]

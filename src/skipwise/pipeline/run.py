@@ -127,10 +127,9 @@ def _judge(
     """Write the scores of one variant; what was measured before an interruption is not measured again."""
     name, order = reader.subject.name, np.argsort(-corpus.held_out.lengths, kind="stable")
     documents = [corpus.held_out[int(index)] for index in order[: recipe.evaluation.documents]]
-    tasks: list[Task] = [
-        Passkey(lengths=lengths, trials=recipe.evaluation.trials, seed=recipe.seed),
-        Perplexity(documents=documents, lengths=lengths),
-    ]
+    tasks: list[Task] = [Passkey(lengths=lengths, trials=recipe.evaluation.trials, seed=recipe.seed)]
+    if any(len(document) >= min(lengths) for document in documents):
+        tasks.append(Perplexity(documents=documents, lengths=lengths))
     found = Scores()
     for task in tasks:
         scores = evaluate(task, reader, journal=folder / f"{name}-{task.name}.jsonl")

@@ -81,7 +81,7 @@ def test_the_shortest_length_works_and_one_token_less_is_refused(tokenizer, buil
 
 def test_a_bos_token_comes_first_and_counts(tokenizer):
     class WithStart:
-        def __call__(self, text, add_special_tokens=True):
+        def __call__(self, text, add_special_tokens=True, verbose=True):
             ids = tokenizer(text, add_special_tokens=False)["input_ids"]
             return {"input_ids": [7, 7, *ids, 9] if add_special_tokens else ids}
 

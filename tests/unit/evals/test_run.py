@@ -102,3 +102,14 @@ def test_progress_counts_tokens_and_starts_from_what_is_there(tmp_path):
     seen = []
     evaluate(Sums(), reader(), journal=journal, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(40, 120), (62, 120), (84, 120), (108, 120), (120, 120)]
+
+
+@pytest.mark.parametrize("line", [b"garbage", b"", b"[1, 2]", b"\xff\xfe", b"\x00" * 20, b'{"item": "3"}'])
+def test_a_damaged_line_is_named(tmp_path, line):
+    journal = tmp_path / "measured" / "sums.jsonl"
+    evaluate(Sums(), reader(), journal=journal)
+    lines = journal.read_bytes().split(b"\n")
+    lines[4] = line
+    journal.write_bytes(b"\n".join(lines))
+    with pytest.raises(InputError, match=r"sums.jsonl: line 5 is damaged: --fresh measures all again"):
+        evaluate(Sums(), reader(), journal=journal)

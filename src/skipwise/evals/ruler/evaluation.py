@@ -49,7 +49,12 @@ class Ruler:
             "samples": self.samples,
             "seed": self.seed,
             "chat": self.chat,
-            "text": fingerprint("\n".join(self.texts)),
+            "texts": {"hash": fingerprint("\n".join(self.texts))},
+            "questions": {
+                name: fingerprint(path.read_text(encoding="utf-8"))
+                for name, path in (("qa_1", self.squad), ("qa_2", self.hotpotqa))
+                if path is not None and name in self.names
+            },
             **self.source,
         }
 
