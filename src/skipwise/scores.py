@@ -8,7 +8,7 @@ compared unit by unit. `Subject` says what was judged and `Evaluation` how.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 
@@ -183,8 +183,3 @@ def _json(document: dict[str, Any]) -> str:
             text = json.dumps(value, indent=1).replace("\n", "\n ")
         parts.append(f" {json.dumps(key)}: {text}")
     return "{\n" + ",\n".join(parts) + "\n}\n"
-
-
-def of_task(scores: Sequence[Score], task: str) -> list[Score]:
-    """The scores of one task, in their order."""
-    return [score for score in scores if score.task == task]

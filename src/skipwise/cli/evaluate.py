@@ -295,12 +295,13 @@ def benchmarks(
 def _run(make_task: Callable[[Any, Path], Any], given: dict[str, Any]) -> None:
     from rich.console import Console
 
-    from skipwise.pipeline.evaluation import judge, model_name, open_reader
+    from skipwise.pipeline.evaluation import file_name, judge, model_name, open_reader
     from skipwise.report import score_tables, write_report
     from skipwise.scores import FILE
 
     model, piece = given["model"], given["piece"]
-    folder = given["output"] or Path("runs") / f"eval-{model_name(given['name'] or model or 'served')}"
+    name = given["name"] or model_name(model or "served")
+    folder = given["output"] or Path("runs") / f"eval-{file_name(name)}"
     reader = open_reader(
         model,
         piece=None if piece is None else tokens("--piece", piece),

@@ -10,7 +10,6 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from skipwise.errors import InputError
 from skipwise.evals.local import LocalReader
-from skipwise.evals.reader import Reader
 from skipwise.evals.run import fingerprint
 from skipwise.evals.served import ServedReader
 from skipwise.models.hints import check_stock_config
@@ -87,15 +86,6 @@ def describe(
         window=int(getattr(text, "max_position_embeddings", None) or 0),
         tokenizer=fingerprint(tokenizer.get_vocab()),
     )
-
-
-def close(reader: Reader) -> None:
-    """Free what the reader holds on the device."""
-    if isinstance(reader, LocalReader):
-        reader.forget()
-        reader.model.to("meta")
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
 
 def _dtype(name: str, config: PretrainedConfig, device: str) -> torch.dtype:

@@ -150,14 +150,13 @@ def _difference(line: str, identity: dict[str, Any]) -> str:
     """The first setting that is not the same, in words."""
     try:
         before = json.loads(line)
-    except json.JSONDecodeError:
+        for part in ("model", "settings"):
+            for key in {**before[part], **identity[part]}:
+                old, new = before[part].get(key), identity[part].get(key)
+                if old != new:
+                    return f"another {part.removesuffix('s')} ({key} was {_short(old)}, is {_short(new)})"
+    except (ValueError, TypeError, KeyError):
         return "something else"
-    for part in ("model", "settings"):
-        for key, value in {**before.get(part, {}), **identity[part]}.items():
-            old, new = before.get(part, {}).get(key), identity[part].get(key)
-            if old != new:
-                return f"another {part.removesuffix('s')} ({key} was {_short(old)}, is {_short(new)})"
-            del value
     return "another task"
 
 

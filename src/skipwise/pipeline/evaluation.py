@@ -69,8 +69,10 @@ def judge(
     Interrupted, the same call goes on from ``output/measured``. ``fresh``: what was measured of this task is
     deleted first. Raises InputError for a folder that holds results of other settings.
     """
+    if output.exists() and not output.is_dir():
+        raise InputError(f"{output} is a file: name a folder with --output")
     name = reader.subject.name
-    journal = output / "measured" / f"{_file_name(name)}-{task.name}.jsonl"
+    journal = output / "measured" / f"{file_name(name)}-{task.name}.jsonl"
     known = Scores.read(output) if (output / FILE).is_file() else Scores()
     _check_same_model(known, reader.subject, task.name, output)
     if fresh:
@@ -102,7 +104,7 @@ def _check_same_model(known: Scores, subject: Subject, task: str, output: Path) 
         )
 
 
-def _file_name(name: str) -> str:
+def file_name(name: str) -> str:
     """A model's name without what a file's name may not have on some system."""
     return re.sub(r'[\\/:*?"<>|\x00-\x1f]', "--", name)
 

@@ -9,7 +9,6 @@ from skipwise.errors import InputError
 from skipwise.evals.local import LocalReader
 from skipwise.evals.perplexity import Perplexity, SlidingPerplexity, windows
 from skipwise.evals.run import evaluate
-from skipwise.scores import of_task
 
 TWO_TOKENS = np.array([[0.9, 0.1], [0.4, 0.6]])
 """The probability of each token after each: a model whose perplexity can be computed by hand."""
@@ -17,6 +16,10 @@ TWO_TOKENS = np.array([[0.9, 0.1], [0.4, 0.6]])
 
 def table(row):
     return np.concatenate([[np.nan], -np.log(TWO_TOKENS[row[:-1], row[1:]])])
+
+
+def of_task(scores, task):
+    return [score for score in scores if score.task == task]
 
 
 def tokens(seed, *counts, vocabulary=97):

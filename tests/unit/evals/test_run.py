@@ -113,3 +113,12 @@ def test_a_damaged_line_is_named(tmp_path, line):
     journal.write_bytes(b"\n".join(lines))
     with pytest.raises(InputError, match=r"sums.jsonl: line 5 is damaged: --fresh measures all again"):
         evaluate(Sums(), reader(), journal=journal)
+
+
+@pytest.mark.parametrize("first", [b"[]", b"{}", b"garbage"])
+def test_a_file_of_another_kind_is_not_taken(tmp_path, first):
+    journal = tmp_path / "measured" / "sums.jsonl"
+    journal.parent.mkdir()
+    journal.write_bytes(first + b"\n")
+    with pytest.raises(InputError, match="holds results of something else: choose another --output"):
+        evaluate(Sums(), reader(), journal=journal)
