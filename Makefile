@@ -25,7 +25,7 @@ $(VENV)/installed-dev: $(VENV)/installed
 # lm-evaluation-harness, with what it needs to be imported and no more.
 LM_EVAL := lm-eval==0.4.13 aiohappyeyeballs==2.7.1 aiohttp==3.14.5 aiosignal==1.4.0 attrs==26.1.0 \
   colorama==0.4.6 frozenlist==1.8.0 lxml==6.1.3 multidict==7.2.1 nltk==3.10.4 portalocker==4.4.2 \
-  propcache==0.5.4 rouge-score==0.1.2 sacrebleu==2.6.0 six==1.17.0 tenacity==9.2.1 yarl==1.25.1
+  propcache==0.5.4 rouge-score==0.1.2 sacrebleu==2.6.0 six==1.17.0 tabulate==0.10.0 tenacity==9.2.1 yarl==1.25.1
 
 demo: setup
 	$(BIN)/skipwise demo --output runs/demo
