@@ -315,6 +315,8 @@ def _run(make_task: Callable[[Any, Path], Any], given: dict[str, Any]) -> None:
     for table in score_tables(found):
         console.print(table)
         console.print()
+    for note in found.evaluations[0].notes:
+        console.print(note)
     for what, path in (("Report", write_report(folder)), ("Scores", folder / FILE)):
         console.print(f"{what:<11}{path}", soft_wrap=True)
 

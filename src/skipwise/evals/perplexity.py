@@ -54,6 +54,11 @@ class Perplexity:
             **self.source,
         }
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the scores should know."""
+        return _unreached(self.documents, self.lengths)
+
     def items(self, reader: Reader) -> list[Item]:  # noqa: ARG002
         """One a document. Raises InputError where none has the tokens of any length."""
         if min(self.lengths) < 2:
@@ -129,6 +134,11 @@ class SlidingPerplexity:
             "documents": describe_documents(self.documents),
             **self.source,
         }
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the scores should know."""
+        return _unreached(self.documents, self.lengths)
 
     def items(self, reader: Reader) -> list[Item]:  # noqa: ARG002
         """One a window. Raises InputError for a stride as long as a window: a token would lack context."""
@@ -243,6 +253,13 @@ def _check_long_enough(documents: Documents, lengths: Sequence[int]) -> None:
     """Raise InputError where nothing can be scored."""
     if max(map(len, documents), default=0) < min(lengths):
         raise InputError(f"no document has {min(lengths)} tokens: evaluate shorter lengths")
+
+
+def _unreached(documents: Documents, lengths: Sequence[int]) -> tuple[str, ...]:
+    longest = max(map(len, documents), default=0)
+    missing = ", ".join(f"{length:,}" for length in sorted(lengths) if length > longest)
+    told = f"No document is long enough for {missing} tokens (the longest has {longest:,}): no score there."
+    return (told,) if missing else ()
 
 
 def _bucket_edges(lengths: Sequence[int]) -> list[int]:

@@ -193,3 +193,7 @@ def test_a_window_that_no_document_fills_has_no_score(make_model):
     task = SlidingPerplexity(documents=tokens(11, 40, 30), lengths=[16, 35, 41], stride=5)
     scores = evaluate(task, LocalReader(make_model(), None))
     assert [(score.length, score.n) for score in scores] == [(16, 2), (35, 1)]
+    by_position = Perplexity(documents=task.documents, lengths=[16, 41, 1_000])
+    assert task.notes == ("No document is long enough for 41 tokens (the longest has 40): no score there.",)
+    assert by_position.notes[0].startswith("No document is long enough for 41, 1,000 tokens")
+    assert Perplexity(documents=task.documents, lengths=[16, 40]).notes == ()
