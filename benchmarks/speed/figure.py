@@ -18,7 +18,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, NullLocator
 from table import Found, read
 
-from skipwise.report.style import GRID, INK, MUTED, SMALL, TEXT, USUAL, Style, add_legend, new_figure
+from skipwise.report.style import INK, SMALL, USUAL, Style, add_legend, label_axes, new_figure
 
 _SERIES = {"PoSE": USUAL["pose"], "full": USUAL["contiguous"]}
 _TITLES = {"PoSE": "PoSE, rows of 2,048 tokens", "full": "rows of the full length"}
@@ -61,7 +61,7 @@ def figure3(points: list[dict[str, Any]]) -> Figure:
     figure = new_figure(9.6, 3.9)
     left, right = figure.subplots(1, 2)
     for axes, key, label in ((left, "gib", "GPU memory (GiB)"), (right, "seconds", "seconds a step")):
-        plain(axes, "target length (tokens)", label)
+        label_axes(axes, "target length (tokens)", label)
         for kind, size in (("full", 8.0), ("PoSE", 4.5)):  # the small marks over the large ones
             series(axes, [each for each in points if each["rows"] == kind], key, _SERIES[kind], size)
         lengths = sorted({each["length"] for each in points})
@@ -110,7 +110,7 @@ def steps(cases: Found) -> Figure:
     """The share of a step that each part takes, one bar a case."""
     figure = new_figure(9.6, 3.3)
     axes = figure.add_subplot()
-    plain(axes, "share of a step (%)", "")
+    label_axes(axes, "share of a step (%)", "")
     axes.grid(visible=False, axis="y")
     for place, name in enumerate(_BARS):
         at = 0.0
@@ -151,19 +151,6 @@ def part(case: dict[str, Any], kinds: tuple[str, ...]) -> float:
 def took(case: dict[str, Any]) -> str:
     """Seconds and tokens/s, not under the profiler."""
     return f"{case['step_seconds']:.2f} s, {case['tokens_per_second']:,.0f} tokens/s"
-
-
-def plain(axes: Axes, x_label: str, y_label: str) -> None:
-    """Axes as in the report."""
-    axes.set_xlabel(x_label, fontsize=TEXT, color=INK)
-    axes.set_ylabel(y_label, fontsize=TEXT, color=INK)
-    axes.tick_params(labelsize=SMALL, colors=INK, which="both", length=3, width=0.8)
-    axes.grid(axis="y", color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(MUTED)
 
 
 if __name__ == "__main__":

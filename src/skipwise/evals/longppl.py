@@ -30,7 +30,7 @@ from transformers import PreTrainedTokenizerBase
 from skipwise.errors import InputError, RunError
 from skipwise.evals.perplexity import Documents, describe_documents, perplexity_score
 from skipwise.evals.reader import Reader, Tokens, common_prefix, start_tokens
-from skipwise.evals.run import Item
+from skipwise.evals.run import Item, model_identity
 from skipwise.scores import Score
 
 ALPHA = 2.0
@@ -68,14 +68,13 @@ class LongPPL:
     @property
     def settings(self) -> dict[str, Any]:
         """See `Task`."""
-        known = {"path", "revision", "rope_parameters", "tokenizer", "dtype"}
         return {
             "lengths": sorted(self.lengths),
             "short_length": self.short_length,
             "stride": self.stride,
             "alpha": ALPHA,
             "beta": BETA,
-            "evaluator": self.evaluator.subject.model_dump(include=known) if self.evaluator else "self",
+            "evaluator": model_identity(self.evaluator.subject) if self.evaluator else "self",
             "documents": describe_documents(self.documents),
             **self.source,
         }

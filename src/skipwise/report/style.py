@@ -88,6 +88,12 @@ def new_axes(x_label: str, y_label: str) -> tuple[Figure, Axes]:
     """A figure with one pair of axes, horizontal grid lines and no box."""
     figure = new_figure()
     axes = figure.add_subplot()
+    label_axes(axes, x_label, y_label)
+    return figure, axes
+
+
+def label_axes(axes: Axes, x_label: str, y_label: str) -> None:
+    """Label a pair of axes, and give it horizontal grid lines and no box."""
     axes.set_xlabel(x_label, fontsize=TEXT, color=INK)
     axes.set_ylabel(y_label, fontsize=TEXT, color=INK)
     axes.tick_params(labelsize=SMALL, colors=INK, which="both", length=3, width=0.8)
@@ -97,7 +103,6 @@ def new_axes(x_label: str, y_label: str) -> tuple[Figure, Axes]:
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
         axes.spines[side].set_color(MUTED)
-    return figure, axes
 
 
 def mark_lengths(axes: Axes, lengths: dict[str, int]) -> None:
