@@ -24,6 +24,7 @@ from skipwise.train.memory import explain_out_of_memory, micro_batch_for
 from skipwise.train.optimizers import optimizer_for
 from skipwise.train.planned import flops
 from skipwise.train.progress import CURVE, METRICS, MetricsLog, ProgressLine, read_metrics
+from skipwise.train.restoration import taught_by
 from skipwise.train.resume import resume_point
 from skipwise.train.sharding import check_sharded, empty_copy, is_sharded, train_device, whole_model
 from skipwise.train.speed import Speed
@@ -60,8 +61,11 @@ def train(
     title: str = "training",
     accept_limits: bool = False,
     retrieval: Retrieval | None = None,
+    teacher: PreTrainedModel | None = None,
 ) -> TrainResult:
     """Train ``model`` in place on ``rows`` and return what it took.
+
+    ``teacher``: the untouched model, from which rows inside its window are learned (`train.restoration`).
 
     The model is probed first, as it is about to be trained. Goes on from the last complete checkpoint in
     ``folder`` when there is one. Raises RunError when a probe does not hold, the loss explodes or memory runs
@@ -71,7 +75,8 @@ def train(
     device, length = train_device(model, recipe), rows.sampler.row_length
     empty = empty_copy(model) if is_sharded(recipe) else None  # as it is before kernels and sharding
     signals, progress = StopOnSignal(), ProgressLine(title)
-    with fast_kernels(model, recipe, device, length):
+    learned = taught_by(model, teacher, chunk=recipe.logits_chunk, compiled=recipe.compile)
+    with fast_kernels(model, recipe, device, length), learned:
         micro_batch = micro_batch_for(model, recipe, length)
         arguments = training_arguments(recipe, folder, micro_batch=micro_batch, seed=seed, device=device)
         last_checkpoint = resume_point(folder)

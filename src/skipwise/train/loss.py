@@ -77,7 +77,7 @@ def _replace_forward(model: PreTrainedModel, chunk: int) -> None:
             return cast(CausalLMOutputWithPast, stock(self, *args, **given))
         items = inputs.pop("num_items_in_batch", None)
         run = MethodType(stock, self)
-        outputs = _decoded(decoder_of(self), run, inputs)
+        outputs = decoded(decoder_of(self), run, inputs)
         return CausalLMOutputWithPast(loss=_loss(decoder_of(self), run, outputs, labels, items, chunk))
 
     # Trainer reads there what a model accepts. (With functools.wraps, Accelerate undoes this one too.)
@@ -85,7 +85,24 @@ def _replace_forward(model: PreTrainedModel, chunk: int) -> None:
     model.forward = MethodType(forward, model)
 
 
-def _decoded(decoder: torch.nn.Module, run: Callable[..., Any], inputs: dict[str, Any]) -> Any:
+def labels_ahead(labels: torch.Tensor) -> torch.Tensor:
+    """What every token of ``labels`` (rows, tokens) is to predict: the label one further, none at the end."""
+    return torch.nn.functional.pad(labels, (0, 1), value=IGNORED)[:, 1:]
+
+
+def logits_of(
+    model: PreTrainedModel, run: Callable[..., Any], outputs: Any, hidden: torch.Tensor
+) -> torch.Tensor:
+    """Logits that ``model``, by its own forward pass ``run``, makes of ``hidden`` (1, tokens, size).
+
+    ``outputs``: of its decoder, from which ``hidden`` is a part.
+    """
+    still = replace(outputs, last_hidden_state=hidden)
+    with _decoding_by(lambda *args, **inputs: still, decoder_of(model)):  # noqa: ARG005
+        return cast(torch.Tensor, run(use_cache=False).logits)
+
+
+def decoded(decoder: torch.nn.Module, run: Callable[..., Any], inputs: dict[str, Any]) -> Any:
     """The decoder's outputs for ``inputs``; the head sees one token of each row."""
     found, decode = [], decoder.forward
 
@@ -108,7 +125,7 @@ def _loss(
 ) -> torch.Tensor:
     """The stock loss of the decoder's ``outputs``, from logits of ``chunk`` tokens at a time."""
     hidden = outputs.last_hidden_state.flatten(0, 1)[None]  # (1, batch * tokens, size)
-    targets = torch.nn.functional.pad(labels, (0, 1), value=IGNORED)[:, 1:].flatten()[None].to(hidden.device)
+    targets = labels_ahead(labels).flatten()[None].to(hidden.device)
     if items is None:
         items = (targets != IGNORED).sum()
 
