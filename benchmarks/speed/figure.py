@@ -1,6 +1,7 @@
 """Figures of what `run.py` found: the paper's Figure 3, and where the time of a step goes. PNG and SVG.
 
-    cd benchmarks/speed && python figure.py results/{first,second,third}.json --output ../../docs/results
+    cd benchmarks/speed
+    python figure.py results/{first,second,third,fourth}.json --output ../../docs/results
 
 Readable without colour: series differ in marker and dash, parts in hatching, and both are named in place.
 """
@@ -16,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, NullLocator
-from table import Found, read
+from reading import Found, read
 
 from skipwise.report.style import INK, SMALL, USUAL, Style, add_legend, label_axes, new_figure
 
@@ -28,6 +29,8 @@ _BARS = {
     "135m-8k-plain": "SmolLM2 shape, plain Trainer",
     "135m-8k-ours": "SmolLM2 shape, not compiled",
     "135m-8k-best": "SmolLM2 shape, as its recipe",
+    "135m-2k-plain": "SmolLM2 shape, 2k rows, plain",
+    "135m-2k-best": "SmolLM2 shape, 2k rows, recipe",
 }
 _PARTS = {
     "matrix products": (("matrix products",), "#0072b2", ""),
@@ -108,7 +111,7 @@ def short(length: int) -> str:
 
 def steps(cases: Found) -> Figure:
     """The share of a step that each part takes, one bar a case."""
-    figure = new_figure(9.6, 3.3)
+    figure = new_figure(9.6, 4.2)
     axes = figure.add_subplot()
     label_axes(axes, "share of a step (%)", "")
     axes.grid(visible=False, axis="y")

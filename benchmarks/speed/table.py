@@ -1,23 +1,28 @@
 """RESULTS.md from the JSON files of `run.py`, in the order in which they were measured.
 
-    cd benchmarks/speed && python table.py results/{first,second,third}.json > RESULTS.md
+    cd benchmarks/speed && python table.py results/{first,second,third,fourth}.json > RESULTS.md
 
-Of a case that was measured in several files the last good result counts. What failed is listed with its
-reason, what has no result at all by name.
+A case with good results in several files has a line for each. What failed is listed with its reason, what has
+no result at all by name.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from cases import CASES
+from reading import Found, nearest, read
 
-Found = dict[str, dict[str, Any]]
 _SMOOTH = 20
 _LONGEST = 6
+_ONE_SETTING = {
+    "curve-fp8-rowwise": "curve-ours",
+    "curve-compile": "curve-liger",
+    "curve-8bit": "curve-liger",
+}
+"""The loss curve that differs in one setting alone: compared where both are of one file."""
 
 
 def main() -> None:
@@ -26,27 +31,6 @@ def main() -> None:
     parts = [head(cases, gpus), seven_b(cases), small(cases), figure(cases), curves(cases)]
     parts += [profiles(cases), chip(cases), missing(cases, failures)]
     print("\n\n".join(part for part in parts if part))
-
-
-def read(files: list[Path]) -> tuple[Found, list[dict[str, Any]], set[str]]:
-    """The last good result of each case, every failure, the GPUs; ``file`` says where each is from."""
-    cases: Found = {}
-    failures, gpus = [], set()
-    for file in files:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        gpus.add(content["gpu"])
-        for each in content["cases"]:
-            each["file"] = file.stem
-            if good(each):
-                cases[each["name"]] = each
-            else:
-                failures.append(each)
-    return cases, failures, gpus
-
-
-def good(case: dict[str, Any]) -> bool:
-    """Whether it measured what it was to measure."""
-    return any(key in case for key in ("step_seconds", "points", "ceilings")) and "error" not in case
 
 
 def head(cases: Found, gpus: set[str]) -> str:
@@ -61,6 +45,8 @@ Made by `table.py` of `results/`; how it was measured, what was expected and wha
 {environment.get("device", "")} ({"; ".join(sorted(gpus)) or "no clocks read"}), {versions}.
 
 - Seconds are medians of the measured steps. GiB: torch's largest allocation. From: the file in `results/`.
+  The files are of different times, perhaps of different cards. Times plain: of the plain case of the same
+  file, else of the file that has one.
 - MFU, of 989 TFLOP/s, strict: 6 operations for each weight of a matrix product, and attention's of the pairs
   that are seen. In brackets, usual: 6 for every parameter, and attention's of all pairs.
 - Data: the share of the step in which `Trainer` waits for batches. Idle: that without any kernel, profiled.\
@@ -74,7 +60,7 @@ def seven_b(cases: Found) -> str:
         return ""
     ordered = dict(sorted(found.items(), key=lambda item: -item[1]["step_seconds"]))
     title = "## LLaMA-7B shape, 16 rows of 2,048 tokens a step, target 131,072"
-    return f"{title}\n\n{speeds(ordered, cases.get('7b-plain'))}"
+    return f"{title}\n\n{speeds(ordered, cases, '7b-plain')}"
 
 
 def small(cases: Found) -> str:
@@ -83,26 +69,28 @@ def small(cases: Found) -> str:
     for rows, words in (("8k", "8 rows of 8,192"), ("2k", "32 rows of 2,048")):
         found = {name: each for name, each in cases.items() if name.startswith(f"135m-{rows}")}
         if found:
-            table = speeds(found, cases.get(f"135m-{rows}-plain"))
+            found = dict(sorted(found.items(), key=lambda item: -item[1]["step_seconds"]))
+            table = speeds(found, cases, f"135m-{rows}-plain")
             parts.append(f"## SmolLM2-135M shape, {words} tokens a step\n\n{table}")
     return "\n\n".join(parts)
 
 
-def speeds(found: Found, plain: dict[str, Any] | None) -> str:
+def speeds(found: Found, cases: Found, plain: str) -> str:
     """One line a case; rows: of a micro-batch."""
     lines = [
-        "| case | rows | s a step | tokens/s | times plain | TFLOP/s | MFU | GiB | data | idle | MHz, W "
-        "| from |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| case | rows | s a step | shortest to longest | tokens/s | times plain | TFLOP/s | MFU | GiB "
+        "| data | idle | MHz, W | from |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, each in found.items():
-        gpu = each.get("gpu", {})
+        gpu, slow = each.get("gpu", {}), nearest(cases, plain, each)
         cells = [
             name,
             str(each["micro_batch"]),
             f"{each['step_seconds']:.3f}",
+            f"{min(each['steps']):.3f} to {max(each['steps']):.3f}",
             f"{each['tokens_per_second']:,.0f}",
-            f"{plain['step_seconds'] / each['step_seconds']:.2f}" if plain else "",
+            f"{slow['step_seconds'] / each['step_seconds']:.2f}" if slow else "",
             f"{each['tflops_strict']:.0f}",
             f"{each['mfu']:.1%} ({each['mfu_usual']:.1%})",
             f"{each['peak_gib']:.1f}",
@@ -165,30 +153,40 @@ def spread(values: list[float]) -> float:
 
 
 def curves(cases: Found) -> str:
-    """Loss curves against the plain one."""
+    """Loss curves against the plain one, and against the one that differs in one setting."""
     plain = cases.get("curve-plain", {}).get("losses")
     if not plain:
         return ""
-    expected = smooth(plain)
     lines = [
-        f"## Loss curves: {len(plain)} steps on the same rows, against the plain one",
+        f"## Loss curves: {len(plain)} steps",
         "",
         f"Means over {_SMOOTH} steps, nats a token; at: the step with which the mean ends. One run each.",
+        "Rows are of this repository's text, which changes between files; and plain (to `fourth`) takes the",
+        "rows of its file in another order. So what is from plain is from other rows. One setting: from the",
+        "curve of the same file that has the same rows in the same order and differs in that setting alone.",
         "",
-        "| case | the last | from plain | most above plain | most below plain | s a step | from |",
-        "|---|---|---|---|---|---|---|",
+        "| case | the last | from plain | most above plain | most below plain | from, one setting | s a step "
+        "| from |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, each in cases.items():
         if not name.startswith("curve-") or len(each["losses"]) != len(plain):
             continue
-        found = smooth(each["losses"])
-        off = [second - first for first, second in zip(expected, found, strict=True)]
-        last = f"{off[-1]:+.4f} ({off[-1] / expected[-1]:+.1%})"
-        cells = [name, f"{found[-1]:.4f}", last, extreme(off, max), extreme(off, min)]
-        cells = [*cells[:2], "", "", ""] if name == "curve-plain" else cells
+        found, expected = smooth(each["losses"]), smooth(nearest(cases, "curve-plain", each)["losses"])
+        cells = [name, f"{found[-1]:.4f}"]
+        cells += ["", "", ""] if each["name"] == "curve-plain" else compared(found, expected)
+        other = nearest(cases, _ONE_SETTING.get(each["name"], ""), each)
+        paired = other.get("file") == each["file"]
+        cells.append(f"{other['name']}: {compared(found, smooth(other['losses']))[0]}" if paired else "")
         cells += [f"{each['step_seconds']:.3f}", each["file"]]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def compared(found: list[float], expected: list[float]) -> list[str]:
+    """The last difference of two curves, and its extremes."""
+    off = [second - first for first, second in zip(expected, found, strict=True)]
+    return [f"{off[-1]:+.4f} ({off[-1] / expected[-1]:+.1%})", extreme(off, max), extreme(off, min)]
 
 
 def smooth(losses: list[float]) -> list[float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+import zlib
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,8 @@ def train(case: Case, folder: Path) -> dict[str, Any]:
         found["probes"] = "; ".join(probe(model, case.target).failures())
         trainer = run_engine(case, model, rows, folder, clock, probed=not (case.fp8 and found["probes"]))
     found |= clock.found(case, trainer.args.per_device_train_batch_size)
+    if case.text == "repository":  # it changes: curves of two runs compare only if this is the same
+        found["text_crc32"] = zlib.crc32(b"".join(repository_text()))
     losses = [each["loss"] for each in trainer.state.log_history if "loss" in each]
     return found | {"losses": [round(each, 4) for each in losses]}
 
@@ -85,14 +88,18 @@ def make_rows(case: Case, sampler: Sampler | None = None, steps: int = 0) -> Row
 def documents(case: Case) -> TokenizedDocuments:
     """Sixteen documents of a million tokens and a bit; of text, one a folder."""
     if case.text == "repository":
-        root = Path(__file__).parents[2]
-        names = ("src", "docs", "tests", "benchmarks")
-        text = [b"\n".join(file.read_bytes() for file in _files(root / name)) for name in names]
-        found = [np.frombuffer(each, np.uint8).astype(np.int32) for each in text]
+        found = [np.frombuffer(each, np.uint8).astype(np.int32) for each in repository_text()]
     else:
         random, vocabulary = np.random.default_rng(0), config_of(case).vocab_size
         found = [random.integers(vocabulary, size=2**20 + 1, dtype=np.int32) for _ in range(16)]
     return TokenizedDocuments(token_table(found, "input_ids"))
+
+
+@cache
+def repository_text() -> list[bytes]:
+    """Code and pages of this repository, one text a folder."""
+    folders = [Path(__file__).parents[2] / name for name in ("src", "docs", "tests", "benchmarks")]
+    return [b"\n".join(file.read_bytes() for file in _files(folder)) for folder in folders]
 
 
 def _files(folder: Path) -> list[Path]:
@@ -114,6 +121,7 @@ def plain_trainer(case: Case, model: Any, rows: Rows, folder: Path, clock: Clock
         use_cpu=not on_gpu,
         gradient_checkpointing=case.checkpointing,
         remove_unused_columns=False,
+        train_sampling_strategy="sequential",  # rows are drawn at random already; loss curves need one order
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
