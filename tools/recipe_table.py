@@ -46,6 +46,34 @@ tiny model of the same config is probed at the target, trained two steps with th
 its own text, exported and read back. It ends with what could not be tried: kernels that are not installed,
 text that is not there.
 
+## Several kinds of text
+
+Text of one kind costs a model what it knew of others: trained on books alone it loses short tasks (Gao et al.
+2024, ProLong, mix 40 % of short text into long code and books). `data.beside` names further text, each entry
+with its share of the rows; `data.files` has what they leave.
+
+```yaml
+data:
+  files: [books/]
+  beside:
+    - files: [recall.jsonl]
+      share: 0.2
+    - files: [short.jsonl, chat.jsonl]
+      share: 0.25
+      sampler: contiguous
+      pack: true
+```
+
+The rows are counted out, not drawn: every step has each share as exactly as whole numbers allow, and what is
+left over is carried to the next, so that no part is ever more than about a row away from its share. Rows of
+one part lie next to each other in a step. `pack` joins documents by the end-of-text token and cuts rows from
+that, as in ordinary pretraining (attention reaches back over the token): none is lost for being short.
+Without it, rows are of one document, and shorter ones are left out. The control has contiguous rows of every
+part with the same shares, and full-length rows (`sampler.name=full-length`) are so in every part. Documents
+to judge on are set aside from `data.files` only.
+
+## From an editor
+
 `skipwise train --schema` prints the JSON schema. An editor with the YAML language server completes and
 checks the keys of a file that begins with `# yaml-language-server: $schema=recipes/schema.json`.
 """

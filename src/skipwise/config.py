@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -83,6 +84,30 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
+class BesideRecipe(_Section):
+    """Further text beside `data.files`, a list: each entry has a fixed share of the rows of every step."""
+
+    files: tuple[str, ...] = Field(
+        min_length=1, description="Files, folders, globs or Hugging Face dataset names."
+    )
+    share: float = Field(gt=0, lt=1, description="Of the rows; `data.files` gets what the entries leave.")
+    sampler: Annotated[str, AfterValidator(_name_or_mixture)] | None = Field(
+        None, description="As `sampler.name`, which is the default; with full-length rows all are."
+    )
+    content: Content | None = Field(None, description="As `sampler.content`, which is the default.")
+    pack: bool = Field(
+        False,
+        description="Join documents by the tokenizer's end-of-text token and cut rows from that: none is "
+        "dropped for being short. Otherwise a row is of one document.",
+    )
+    taught: bool = Field(
+        False,
+        description="Learn the untouched model's whole predictions on these rows, not their text: what it "
+        "could do in its own window, it keeps. For contiguous rows; its weights take memory, in bfloat16.",
+    )
+    text_column: str = Field("text", description="Column that holds the text, where a format has columns.")
+
+
 class DataRecipe(_Section):
     """Where the text comes from."""
 
@@ -91,6 +116,13 @@ class DataRecipe(_Section):
     evaluation_files: tuple[str, ...] = Field(
         (), description="Documents to judge on; empty: some long ones are set aside from `files`."
     )
+    beside: tuple[BesideRecipe, ...] = Field((), description="Further text, each with its share of the rows.")
+
+    @property
+    def shares(self) -> tuple[Fraction, ...]:
+        """Of the rows, exactly as the recipe writes them: that of `files` first, then of each `beside`."""
+        others = [Fraction(str(each.share)) for each in self.beside]
+        return (1 - sum(others, Fraction()), *others)
 
 
 class SamplerRecipe(_Section):
@@ -236,6 +268,11 @@ class Recipe(_Section):
     @model_validator(mode="after")
     def _holds_together(self) -> Recipe:
         training, wrong = self.training, []
+        if self.data.shares[0] <= 0:
+            wrong.append(
+                f"data.beside: the shares sum to {float(1 - self.data.shares[0]):g}, which leaves no rows to "
+                "data.files: lower one"
+            )
         if training.micro_batch != "auto" and training.rows_per_step % training.micro_batch:
             wrong.append(
                 f"training.rows_per_step = {training.rows_per_step}: must be a multiple of "
@@ -251,6 +288,14 @@ class Recipe(_Section):
             wrong.append("training.fp8 is for training every weight: leave it out, or training.adapter")
         if training.fp8 and (training.deepspeed or training.sharding != "none"):
             wrong.append("training.fp8 multiplies with whole weights: leave it out with shards")
+        if any(each.taught for each in self.data.beside):
+            if training.deepspeed or training.sharding != "none":
+                wrong.append("data.beside: taught needs the untouched model whole: leave it out with shards")
+            wrong += [
+                f"data.beside.{number}: taught rows are short ones: set its sampler to contiguous"
+                for number, each in enumerate(self.data.beside)
+                if each.taught and (each.sampler or self.sampler.name) != "contiguous"
+            ]
         if training.retrieval.every and training.retrieval.keep_best:
             every, save = training.retrieval.every, training.save_every
             if every % save:
@@ -324,7 +369,8 @@ def _mistake(detail: Any) -> str:
 
 def _nearest(loc: tuple[str | int, ...]) -> str:
     """The key that was probably meant, from all sections: it may be in the wrong one."""
-    known = {path.rpartition(".")[2]: path for path in recipe_keys()}
+    paths = sorted(recipe_keys(), key=lambda path: -path.count("."))  # of equal names the outermost
+    known = {path.rpartition(".")[2]: path for path in paths}
     meant = known.get(str(loc[-1])) or next(
         (known[name] for name in get_close_matches(str(loc[-1]), known, n=1)), None
     )

@@ -104,6 +104,36 @@ def test_a_dry_run_leaves_nothing_and_fits_80_columns(here):
     assert lines[table + 7 :] == ["Not tried  torch.compile: takes longer than a dry run"]
 
 
+def test_several_kinds_of_text(here):
+    answers = "".join(json.dumps({"said": f"{n} times {n} is {n * n}."}) + "\n" for n in range(50))
+    Path("short.jsonl").write_text(answers)
+    beside = "data.beside=[{files: [short.jsonl], share: 0.25, text_column: said%s}]"
+    packed = beside % ", sampler: contiguous, pack: true"
+    tried = run("my.yaml", packed, "--dry-run")
+    assert tried.exit_code == 0, tried.output
+    lines = [" ".join(line.split()) for line in tried.stdout.splitlines()]
+    table = lines.index("Rows 75 % PoSE, 25 % Contiguous, 128 tokens")
+    assert lines[table + 1 : table + 3] == ["Text 75 % PoSE: text", "25 % Contiguous, packed: short.jsonl"]
+    done = run("my.yaml", packed)
+    assert done.exit_code == 0, done.output
+    said = [line.strip() for line in done.stdout.splitlines() if "training text" in line]
+    assert said == [
+        "training text (data.files, 75 % of the rows, PoSE): 5 documents",
+        "training text (data.beside.0, 25 % of the rows, Contiguous): 50 documents, packed",
+    ]
+    record = json.loads(Path("runs/my/run.json").read_text())
+    seen = "tokens seen in training (75 % PoSE, 25 % Contiguous)"
+    assert [record["data"][f"{part}{seen}"] for part in ("", "data.files: ", "data.beside.0: ")] == [
+        8 * 128,
+        6 * 128,
+        2 * 128,
+    ]
+    unpacked = run("my.yaml", beside % "", "--output", "runs/other")
+    assert unpacked.exit_code == 2
+    assert unpacked.stderr.startswith("skipwise: data.beside.0: a row needs 128 tokens of one document")
+    assert "or set pack: true" in unpacked.stderr
+
+
 def test_a_dry_run_of_the_command_itself(here):
     """In a process of its own, where no test has set anything."""
     script = "import typer; from skipwise.cli.train import train; typer.run(train)"

@@ -1,5 +1,7 @@
 """Recipes: lengths as people write them, every mistake in one line, and a file that reads back the same."""
 
+from fractions import Fraction
+
 import pytest
 import yaml
 from hypothesis import given
@@ -100,6 +102,22 @@ def test_lengths_in_a_recipe():
         ({"evaluation": {"lengths": ["1k", "x"]}}, ("evaluation.lengths.1 = 'x'", "valid integer")),
         ({"interpolation": "dynamic"}, ("interpolation = 'dynamic'", "'linear', 'ntk', 'abf', 'yarn'")),
         (
+            {"data": {"beside": [{"files": ["a"], "share": 0.7}, {"files": ["b"], "share": 0.3}]}},
+            ("data.beside: the shares sum to 1, which leaves no rows to data.files: lower one",),
+        ),
+        ({"data": {"beside": [{"files": ["a"], "share": 0}]}}, ("data.beside.0.share = 0", "greater than 0")),
+        ({"data": {"beside": [{"files": ["a"]}]}}, ("data.beside.0.share: Field required",)),
+        ({"data": {"beside": [{"files": [], "share": 0.1}]}}, ("data.beside.0.files = []", "at least 1")),
+        (
+            {"data": {"beside": [{"files": ["a"], "share": 0.1, "sampler": "poes"}]}},
+            ("data.beside.0.sampler = 'poes': must be one of pose",),
+        ),
+        (
+            {"data": {"beside": [{"files": ["a"], "share": 0.1, "packed": True}]}},
+            ("data.beside.0.packed = True: no such key, did you mean data.beside.pack?",),
+        ),
+        ({"data": {"fiels": ["a"]}}, ("data.fiels = ['a']: no such key, did you mean data.files?",)),
+        (
             {"training": {"rows_per_step": 7, "micro_batch": 3}},
             ("training.rows_per_step = 7: must be a multiple of training.micro_batch = 3",),
         ),
@@ -173,6 +191,13 @@ def test_what_names_no_sampler(name):
     assert str(error.value) == f"the recipe does not hold: sampler.name = {name!r}: {rule}"
 
 
+def test_shares_are_exact():
+    beside = [{"files": ["a"], "share": share} for share in (0.1, 0.2, 1e-5)]
+    shares = make_recipe(LEAST | {"data": {"beside": beside}}).data.shares
+    assert shares == (Fraction(69_999, 100_000), Fraction(1, 10), Fraction(1, 5), Fraction(1, 100_000))
+    assert make_recipe(LEAST).data.shares == (1,)
+
+
 @pytest.mark.parametrize(("rows", "micro"), [(1, 1), (7, 7), (12, 3)])
 def test_batches_that_divide(rows, micro):
     training = make_recipe(LEAST | {"training": {"rows_per_step": rows, "micro_batch": micro}}).training
@@ -190,7 +215,10 @@ FULL = LEAST | {
     "train_length": 300,
     "interpolation": "ntk",
     "interpolation_options": {"beta_fast": 8.5},
-    "data": {"files": ["a b.txt", "größe: #1.jsonl", "no"], "text_column": "1e3"},
+    "data": {
+        **{"files": ["a b.txt", "größe: #1.jsonl", "no"], "text_column": "1e3"},
+        "beside": [{"files": ["c"], "share": 0.25, "sampler": "pose:0.5, cream:0.5", "pack": True}],
+    },
     "sampler": {"name": "randpos", "chunks": 3, "content": "aligned", "headroom": 7},
     "training": {"learning_rate": 1e-07, "rows_per_step": 9, "micro_batch": 3, "precision": "float32"},
     "evaluation": {"lengths": ["1k", 77], "trials": 3},

@@ -46,6 +46,8 @@ RULES = {
     "data.mixture": May({"data.skips"}, ARRAYS),
     "data.samplers": May({"data.balanced", "data.cream", "data.mixture", "data.skips"}),
     "data.rows": May({"data.skips"}, ARRAYS),
+    "data.packing": May({"data.passages", "errors"}, ARRAYS),
+    "data.blend": May({"data.mixture", "data.rows", "data.skips"}, ARRAYS),
     "data.intervals": May({"data.mixture", "data.skips"}, ARRAYS),
     "data.coverage": May({"data.chat", "data.intervals", "data.mixture", "data.skips"}, ARRAYS),
     "data.until_seen": May({"data.coverage", "data.intervals", "data.mixture", "data.skips"}, ARRAYS),

@@ -125,6 +125,8 @@ def _show(recipe: Recipe, found: DryRun, console: Any) -> None:
     facts = Table.grid(padding=(0, 2))
     facts.add_row("Model", f"{found.family}, {window} -> {target} tokens by {recipe.interpolation}")
     facts.add_row("Rows", f"{found.sampler}, {format_length(found.row_length)} tokens")
+    for number, part in enumerate(found.parts):
+        facts.add_row("" if number else "Text", part)
     facts.add_row("Budget", budget)
     facts.add_row("Tried", "on a tiny model of the same config, with the settings of the recipe:")
     facts.add_row("", "probed at the target: every probe holds")

@@ -35,6 +35,8 @@ class SkipCollator:
     chunk before: nothing in the row could predict it, so it is left out of the loss. With ``answers``, so is
     every token that is no part of an answer; rows should then be contiguous text, as those of `Turns` are.
 
+    Where some rows are taught by the untouched model, ``taught``, bool ``(rows,)``, says which.
+
     Shorter rows are padded on the right with ``pad_token_id``, which may be any id of the vocabulary:
     attention is masked there and the labels are left out, so nothing depends on it. A pad repeats its row's
     last position, because some models (``longrope``) choose their rotary table by the largest position of a
@@ -65,7 +67,9 @@ class SkipCollator:
                 position_ids[i, end:] = row.position_ids[-1]
                 attention_mask[i, end:] = 0
                 labels[i, end:] = IGNORED
+        taught = [row.taught for row in rows]
         return {
+            **({"taught": torch.tensor(taught)} if any(taught) else {}),
             "input_ids": torch.from_numpy(input_ids),
             "position_ids": torch.from_numpy(position_ids),
             "attention_mask": torch.from_numpy(attention_mask),

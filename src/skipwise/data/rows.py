@@ -24,6 +24,22 @@ class PassageSource(Protocol):
         """The tokens of one passage."""
 
 
+class TrainingRows(Protocol):
+    """What a training needs of `Rows`, and of `skipwise.data.blend.Blend`: every row of the run, in order."""
+
+    seed: int
+
+    @property
+    def sampler(self) -> Sampler:
+        """What makes the rows; of several, one that stands for all."""
+
+    def __len__(self) -> int:
+        """Rows of the whole run."""
+
+    def __getitem__(self, index: int) -> Row:
+        """One row; IndexError outside of the run."""
+
+
 class Rows:
     """``count`` training rows (a map-style dataset), epoch after epoch without a seam.
 

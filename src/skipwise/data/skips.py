@@ -42,11 +42,15 @@ class Chunks:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Row:
-    """One training example: ``token_ids`` and ``position_ids`` (int64), both of shape ``(row_length,)``."""
+    """One training example: ``token_ids`` and ``position_ids`` (int64), both of shape ``(row_length,)``.
+
+    ``taught``: learned from the untouched model instead of from its text (`skipwise.train.restoration`).
+    """
 
     token_ids: NDArray[np.integer]
     position_ids: NDArray[np.int64]
     chunks: Chunks
+    taught: bool = False
 
 
 class Sampler(Protocol):

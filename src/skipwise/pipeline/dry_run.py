@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +23,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from skipwise.config import Recipe, make_recipe
 from skipwise.data import documents as reading
+from skipwise.data.packing import end_of_text
 from skipwise.data.samplers import title
 from skipwise.errors import InputError
 from skipwise.files import write_text
@@ -32,8 +32,9 @@ from skipwise.models.hints import check_stock_config
 from skipwise.models.load import Checkpoint, find_checkpoint, load_config, load_tokenizer
 from skipwise.models.tiny import save_tiny
 from skipwise.pipeline.base import Base, find_base
+from skipwise.pipeline.parts import percent
 from skipwise.pipeline.run import train
-from skipwise.pipeline.variants import variants
+from skipwise.pipeline.variants import Variant, variants
 from skipwise.rope import extend_rope, text_config
 
 STEPS, ROWS = 2, 2
@@ -44,6 +45,8 @@ PROMPT_LENGTH = 1024
 """Tokens (bytes) in a retrieval prompt: its fixed lines need some 400."""
 _READ_AT_MOST = 64 << 20
 """Bytes of a file that is still read to have some of the recipe's text."""
+_END = "\u0100"
+"""How byte-level tokenizers write the byte 0."""
 _TEXT_LENGTH = 65_536
 """Characters taken of each source."""
 
@@ -54,8 +57,9 @@ Values = dict[str, Any]
 class DryRun:
     """What was found: of the run as it would be, and of the tiny one.
 
-    window, row_length: of the run, in tokens. tokens: of the whole run. sampler: its title. loss: at each
-    of the tiny model's steps. not_tried: what the dry run says nothing about, each with the reason.
+    window, row_length: of the run, in tokens. tokens: of the whole run. sampler: its title. parts: of the
+    text, a line each, if there are several. loss: at each of the tiny model's steps. not_tried: what the dry
+    run says nothing about, each with the reason.
     """
 
     family: str
@@ -63,6 +67,7 @@ class DryRun:
     row_length: int
     tokens: int
     sampler: str
+    parts: tuple[str, ...]
     loss: tuple[float, ...]
     not_tried: tuple[str, ...]
 
@@ -80,7 +85,8 @@ def dry_run(recipe: Recipe) -> DryRun:
         _save_tiny(config, folder / "tiny")
         base = find_base(recipe.model_copy(update={"model": str(folder / "tiny")}))
         extend_rope(config, recipe.target_length, recipe.interpolation, recipe.interpolation_options)
-        sampler = variants(recipe, base, folder)[-1].sampler
+        wanted = variants(recipe, base, folder)[-1]
+        sampler = wanted.sampler
         assert sampler is not None
         text, unread = _some_text(recipe, folder / "cache")
         values, not_here = _in_small(recipe, base)
@@ -95,8 +101,9 @@ def dry_run(recipe: Recipe) -> DryRun:
         row_length=sampler.row_length,
         tokens=budget * sampler.row_length,
         sampler=title(sampler),
+        parts=tuple(_parts(recipe, wanted)),
         loss=tuple(step["loss"] for step in curve),
-        not_tried=(*_tokenizer(checkpoint), *unread, *not_here),
+        not_tried=(*_tokenizer(checkpoint, recipe), *unread, *not_here),
     )
 
 
@@ -111,27 +118,30 @@ def _save_tiny(config: PretrainedConfig, folder: Path) -> None:
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte, 256 of them."""
+    """One token a byte, 256 of them; text ends with the byte 0, which no text holds."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=_END)
 
 
 def _in_small(recipe: Recipe, base: Base) -> tuple[Values, list[str]]:
     """The recipe's values with a small budget, as far as this machine goes, and what was replaced."""
     values = recipe.model_dump()
     training = values["training"]
+    rows_per_step = max(ROWS, 1 + len(recipe.data.beside))  # of every part of the text some
     row_length = min(base.train_length, max(ROW_LENGTH, recipe.sampler.chunks))
     values |= {"train_length": row_length, "allow_longer_rows": True, "control": False}
-    training |= {"steps": STEPS, "rows_per_step": ROWS, "save_every": STEPS, "workers": 0}
+    training |= {"steps": STEPS, "rows_per_step": rows_per_step, "save_every": STEPS, "workers": 0}
     training |= {"warmup_steps": min(training["warmup_steps"], 1), "report_to": ()}
     training |= {} if training["micro_batch"] == "auto" else {"micro_batch": 1}
     if training["retrieval"]["every"]:
         training["retrieval"] |= {"every": STEPS, "trials": 1, "length": PROMPT_LENGTH}
     trackers = set(recipe.training.report_to) - {"all", "none"}
     not_tried = [f"{each} is not installed" for each in sorted(trackers) if find_spec(each) is None]
+    if "full-length" in recipe.sampler.name:  # then the rows of every part are
+        values["data"]["beside"] = [part | {"sampler": None} for part in values["data"]["beside"]]
     for section, changes, reason in _replaced(recipe):
         target = values
         for key in section.split(".") if section else ():
@@ -180,25 +190,43 @@ def _attention_here() -> tuple[str, ...]:
     return available_backends() if torch.cuda.is_available() else ("sdpa", "eager")
 
 
-def _tokenizer(checkpoint: Checkpoint) -> list[str]:
-    """The reason, if the model has no tokenizer that can be read."""
-    with suppress(InputError):
-        if load_tokenizer(checkpoint)("text", add_special_tokens=False)["input_ids"]:
-            return []  # of a folder without one, transformers makes an empty one for some families
-    return [f"the tokenizer: {checkpoint.path} has none that can be loaded"]
+def _tokenizer(checkpoint: Checkpoint, recipe: Recipe) -> list[str]:
+    """The reason, if the model has no tokenizer that can be read; InputError for one that cannot pack."""
+    try:
+        tokenizer = load_tokenizer(checkpoint)
+        found = tokenizer("text", add_special_tokens=False)["input_ids"]
+    except InputError:
+        found = []
+    if not found:  # of a folder without one, transformers makes an empty one for some families
+        return [f"the tokenizer: {checkpoint.path} has none that can be loaded"]
+    if any(part.pack for part in recipe.data.beside):
+        end_of_text(tokenizer)
+    return []
+
+
+def _parts(recipe: Recipe, wanted: Variant) -> Iterator[str]:
+    """What each part of the text is, if there are several."""
+    files = [recipe.data.files, *(part.files for part in recipe.data.beside)]
+    packed = [False, *(part.pack for part in recipe.data.beside)]
+    for each, joined, share, sampler in zip(files, packed, recipe.data.shares, wanted.samplers, strict=True):
+        if len(files) > 1:
+            rows = f"{percent(share)} {title(sampler)}{', packed' if joined else ''}"
+            yield f"{rows}: {', '.join(each) or 'data.files names none'}"
 
 
 def _some_text(recipe: Recipe, cache: Path) -> tuple[str, list[str]]:
     """Text from every source that can be read in no time, and the reasons for the others."""
-    found, unread = [], []
-    for source in (*recipe.data.files, *recipe.data.evaluation_files):
+    data, found, unread = recipe.data, [], []
+    columns = [(each, data.text_column) for each in (*data.files, *data.evaluation_files)]
+    columns += [(each, part.text_column) for part in data.beside for each in part.files]
+    for source, column in columns:
         try:
             file = _smallest_file(source)
-            documents = reading.load_documents([file], text_column=recipe.data.text_column, cache_dir=cache)
+            documents = reading.load_documents([file], text_column=column, cache_dir=cache)
             found.append(documents[0]["text"][:_TEXT_LENGTH])
         except InputError as error:
             unread.append(f"text: {error}")
-    if not recipe.data.files:
+    if not data.files:
         unread.append("text: data.files names none")
     return "\n".join(found) or " ".join(map(str, range(10_000))), unread
 
@@ -214,7 +242,10 @@ def _smallest_file(source: str) -> Path:
 
 def _save(text: str, values: Values, file: Path) -> Values:
     """Write ``text``, repeated until any sampler has enough; returns the ``data`` section that reads it."""
-    aligned = values["sampler"]["content"] == "aligned"
+    beside = values["data"]["beside"]
+    aligned = "aligned" in (values["sampler"]["content"], *(part["content"] for part in beside))
     enough = (values["target_length"] + values["sampler"]["headroom"] if aligned else 0) + 4 * ROW_LENGTH
     write_text(file, text * (enough // len(text) + 1))
-    return {"files": [str(file)], "evaluation_files": [str(file)]}
+    shown = {"files": [str(file)], "share": 1 / (1 + len(beside))}  # one row of each part in every step
+    parts = [part | shown | {"text_column": "text"} for part in beside]
+    return {"files": [str(file)], "evaluation_files": [str(file)], "beside": parts}

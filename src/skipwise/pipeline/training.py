@@ -14,9 +14,6 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from skipwise import processes
 from skipwise.config import Recipe
-from skipwise.data.passages import Passages
-from skipwise.data.rows import Rows
-from skipwise.data.skips import Sampler
 from skipwise.environment import default_device
 from skipwise.evals.passkey import share_found
 from skipwise.export.checkpoint import export_checkpoint
@@ -24,9 +21,17 @@ from skipwise.files import disk_errors, write_json
 from skipwise.models.load import load_model
 from skipwise.pipeline.base import Base
 from skipwise.pipeline.corpus import Corpus
+from skipwise.pipeline.parts import blend, described, facts
 from skipwise.pipeline.variants import Variant
 from skipwise.train import engine
-from skipwise.train.adapters import WEIGHTS, add_adapter, loaded_dtype, merged, quantization
+from skipwise.train.adapters import (
+    WEIGHTS,
+    add_adapter,
+    half_products,
+    loaded_dtype,
+    merged,
+    quantization,
+)
 from skipwise.train.planned import wants_checkpointing
 from skipwise.train.sharding import load_device
 
@@ -40,7 +45,7 @@ def trained(
     assert variant.sampler is not None
     record = output / "train" / f"{variant.name}.json"
     if processes.any_of(not record.is_file()):
-        found = _train(recipe, base, corpus, variant, variant.sampler, output, say)
+        found = _train(recipe, base, corpus, variant, output, say)
         with processes.main_first():
             if processes.is_main():
                 write_json(record, found)
@@ -52,20 +57,11 @@ def trained(
 
 
 def _train(
-    recipe: Recipe,
-    base: Base,
-    corpus: Corpus,
-    variant: Variant,
-    sampler: Sampler,
-    output: Path,
-    say: Say,
+    recipe: Recipe, base: Base, corpus: Corpus, variant: Variant, output: Path, say: Say
 ) -> dict[str, Any]:
-    shortest, longest = sampler.passage_length
-    passages = Passages(corpus.train, min_length=shortest, max_length=longest, seed=recipe.seed)
-    dropped = f"; {passages.dropped} shorter than {shortest} tokens are left out" if passages.dropped else ""
-    say(f"      training text: {passages.kept} documents{dropped}")
-    count = recipe.training.steps * recipe.training.rows_per_step
-    rows = Rows(passages, sampler, count=count, seed=recipe.seed)
+    rows = blend(recipe, corpus.parts, variant.samplers)
+    for line in described(corpus.parts, rows):
+        say(f"      {line}")
     assert variant.folder is not None
     with disk_errors(output):
         result = engine.train(
@@ -77,6 +73,7 @@ def _train(
             title=variant.title,
             accept_limits=recipe.accept_limits,
             retrieval=_retrieval(recipe, base),
+            teacher=_teacher(recipe, base) if rows.taught else None,
         )
         if processes.is_main():
             model = merged(result.model, _unquantised(recipe, base, variant))
@@ -88,12 +85,9 @@ def _train(
         "retrieval": result.retrieval,
         "seconds": {f"train {variant.name}": result.seconds},
         "data": {
-            "documents in training": passages.kept,
-            f"documents shorter than {shortest} tokens, dropped": passages.dropped,
+            **facts(corpus.parts, rows, variant.title),
             "documents held out": len(corpus.held_out),
-            "tokens in the training documents": corpus.train.total_tokens,
             f"tokens seen in training ({variant.title})": result.tokens,
-            f"passes over the text ({variant.title})": round(count / len(passages), 2),
             f"checkpoint kept ({variant.title})": f"step {result.kept_step}",
         },
     }
@@ -117,6 +111,13 @@ def _load(recipe: Recipe, base: Base, variant: Variant) -> PreTrainedModel:
     if training.adapter is None:
         return model
     return add_adapter(model, training.adapter, dtype=WEIGHTS[training.weights], seed=recipe.seed)
+
+
+def _teacher(recipe: Recipe, base: Base) -> PreTrainedModel:
+    """The untouched model, as it was published."""
+    device = default_device()
+    dtype = torch.bfloat16 if half_products(recipe.training, device) else torch.float32
+    return load_model(base.checkpoint, dtype=dtype, attention=recipe.attention, device=device)
 
 
 def _unquantised(recipe: Recipe, base: Base, variant: Variant) -> PreTrainedModel | None:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PrinterCallback
 from skipwise import processes
 from skipwise.config import TrainingRecipe
 from skipwise.data.collate import SkipCollator
-from skipwise.data.rows import Rows
+from skipwise.data.rows import TrainingRows
 from skipwise.train.arguments import training_arguments
 from skipwise.train.guards import ProbeFirst, StopOnBadLoss, StopOnSignal
 from skipwise.train.kernels import fast_kernels
@@ -53,7 +53,7 @@ class TrainResult:
 
 def train(
     model: PreTrainedModel,
-    rows: Rows,
+    rows: TrainingRows,
     recipe: TrainingRecipe,
     folder: Path,
     *,
@@ -65,12 +65,14 @@ def train(
 ) -> TrainResult:
     """Train ``model`` in place on ``rows`` and return what it took.
 
-    ``teacher``: the untouched model, from which rows inside its window are learned (`train.restoration`).
+    ``teacher``: the untouched model, from which rows that are ``taught`` are learned (`train.restoration`).
 
     The model is probed first, as it is about to be trained. Goes on from the last complete checkpoint in
     ``folder`` when there is one. Raises RunError when a probe does not hold, the loss explodes or memory runs
     out, and KeyboardInterrupt, with a checkpoint saved, after ctrl-C or SIGTERM.
     """
+    if teacher is None and getattr(rows, "taught", None):
+        raise ValueError("some rows are to be learned from the untouched model: give it as teacher")
     processes.make_folder(folder)
     device, length = train_device(model, recipe), rows.sampler.row_length
     empty = empty_copy(model) if is_sharded(recipe) else None  # as it is before kernels and sharding

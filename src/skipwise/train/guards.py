@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from skipwise import processes
-from skipwise.data.rows import Rows
+from skipwise.data.rows import TrainingRows
 from skipwise.errors import RunError
 from skipwise.files import write_json
 from skipwise.models.probes import check
@@ -53,7 +53,7 @@ class StopOnBadLoss(TrainerCallback):
 
     JUMP, PATIENCE, WINDOW = 4.0, 3, 20
 
-    def __init__(self, rows: Rows, rows_per_step: int, folder: Path) -> None:
+    def __init__(self, rows: TrainingRows, rows_per_step: int, folder: Path) -> None:
         self.rows = rows
         self.rows_per_step = rows_per_step
         self.folder = folder

@@ -1,13 +1,13 @@
-"""Short rows taught by the untouched model, so that what it could do inside its own window, it keeps.
+"""Rows taught by the untouched model, so that what it could do inside its own window, it keeps.
 
 Interpolation and a few hundred steps on one kind of text cost a model some of what it knew (LongReD, Dong et
-al. 2025, arXiv 2502.07365, measures and restores it by distillation). Here a row whose positions all lie in
-the original window is not learned from its text: the model learns the whole prediction that the untouched
-model, at its own positions, makes for every token, by the Kullback-Leibler divergence
+al. 2025, arXiv 2502.07365, measures and restores it by distillation). Here a row that is ``taught``, whose
+positions lie in the original window, is not learned from its text: the model learns the whole prediction that
+the untouched model makes for every token, by the Kullback-Leibler divergence
 
     sum over tokens of  sum over v of  p(v) (log p(v) - log q(v)),    p the teacher, q the model.
 
-Rows with skipped positions are learned from their text as ever. Both kinds are divided by the number of
+All other rows are learned from their text as ever. Both kinds are divided by the number of
 labelled tokens of the optimizer step, so a token counts the same in either.
 """
 
@@ -26,7 +26,6 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from skipwise.models.windows import decoder_of
-from skipwise.rope import model_window
 from skipwise.train.loss import IGNORED, decoded, labels_ahead, logits_of, restore_forward
 
 
@@ -34,7 +33,7 @@ from skipwise.train.loss import IGNORED, decoded, labels_ahead, logits_of, resto
 def taught_by(
     model: PreTrainedModel, teacher: PreTrainedModel | None, *, chunk: int = 1024, compiled: bool = False
 ) -> Iterator[None]:
-    """While this lasts, ``model`` is trained on short rows by ``teacher``; None: nothing changes.
+    """While this lasts, ``model`` learns rows that are ``taught`` from ``teacher``; None: nothing changes.
 
     ``teacher``: the untouched model, with the config it was trained with, on the device of the training; it
     is set to evaluate and never changed. ``chunk``: tokens whose logits are in memory at once, 0 for all.
@@ -57,28 +56,28 @@ def taught_by(
 
 
 def _replace_forward(model: PreTrainedModel, teacher: PreTrainedModel, chunk: int) -> None:
-    stock, window = getattr(model.forward, "__func__", model.forward), model_window(teacher.config)
+    stock = getattr(model.forward, "__func__", model.forward)
 
     def forward(
-        self: PreTrainedModel, *args: Any, labels: torch.Tensor | None = None, **inputs: Any
+        self: PreTrainedModel,
+        *args: Any,
+        labels: torch.Tensor | None = None,
+        taught: torch.Tensor | None = None,
+        **inputs: Any,
     ) -> CausalLMOutputWithPast:
-        positions = inputs.get("position_ids")
-        if labels is None or positions is None or args or not self.training:
+        if labels is None or taught is None or not self.training:
             given = inputs if labels is None else {"labels": labels, **inputs}
             return cast(CausalLMOutputWithPast, stock(self, *args, **given))
         items = inputs.pop("num_items_in_batch", None)
         if items is None:
             items = (labels_ahead(labels) != IGNORED).sum()
-        short = positions.amax(-1) < window
         losses = []
-        for kind, rows in (("teacher", short.nonzero()[:, 0]), ("text", (~short).nonzero()[:, 0])):
-            if not len(rows):
-                continue
+        if len(rows := (~taught).nonzero()[:, 0]):
             part = _rows_of({"labels": labels, **inputs}, rows)
-            if kind == "text":
-                losses.append(stock(self, **part, num_items_in_batch=items).loss)
-            else:
-                losses.append(_divergence(self, MethodType(stock, self), teacher, part, chunk) / items)
+            losses.append(stock(self, **part, num_items_in_batch=items).loss)
+        if len(rows := taught.nonzero()[:, 0]):
+            part = _rows_of({"labels": labels, **inputs}, rows)
+            losses.append(_divergence(self, MethodType(stock, self), teacher, part, chunk) / items)
         return CausalLMOutputWithPast(loss=torch.stack(losses).sum())
 
     forward.__signature__ = signature(stock)  # type: ignore[attr-defined]
@@ -89,7 +88,7 @@ def _rows_of(inputs: dict[str, Any], rows: torch.Tensor) -> dict[str, Any]:
     """The rows of every tensor that has them; all of them as they are, without a copy."""
     count = len(inputs["labels"])
     if len(rows) == count:
-        return inputs
+        return dict(inputs)
     return {
         name: value[rows] if isinstance(value, torch.Tensor) and value.ndim and len(value) == count else value
         for name, value in inputs.items()

@@ -1,11 +1,12 @@
 """The dry run: the recipe's own settings on a tiny model, and what this machine cannot try by name."""
 
 import re
+import shutil
 from operator import attrgetter
 from pathlib import Path
 
 import pytest
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoTokenizer
 
 from skipwise.config import make_recipe
 from skipwise.errors import InputError, RunError
@@ -64,6 +65,49 @@ def test_the_recipes_own_settings_are_tried(demo_base, trainings, tmp_path):
     assert {each for row in rows for each in decode(row.token_ids)} <= set("abcdefgh\n")
     text, unread = module._some_text(recipe, tmp_path / "cache")
     assert (text, unread) == ("abcd" * 40 + "\n" + "efgh" * 400, [])
+
+
+def test_every_part_of_the_text_is_tried(demo_base, trainings, tmp_path):
+    (tmp_path / "long.txt").write_text("abcd" * 40)
+    (tmp_path / "short.jsonl").write_text('{"said": "wxyz"}\n')
+    beside = [
+        {"files": [str(tmp_path / "long.txt")], "share": 0.05, "content": "aligned"},
+        {"files": [str(tmp_path / "short.jsonl"), "no.txt"], "share": 0.25, "text_column": "said"}
+        | {"sampler": "contiguous", "pack": True},
+    ]
+    files = {"files": [str(tmp_path / "long.txt")], "beside": beside}
+    recipe = small(demo_base, train_length=100, data=files)
+    found = dry_run(recipe)
+    long, short = (str(tmp_path / name) for name in ("long.txt", "short.jsonl"))
+    assert found.parts == (
+        f"70 % PoSE: {long}",
+        f"5 % PoSE: {long}",
+        f"25 % Contiguous, packed: {short}, no.txt",
+    )
+    assert found.sampler == "70 % PoSE, 5 % PoSE, 25 % Contiguous"
+    assert found.not_tried == ("text: no.txt: no such file or folder",)
+    ((_, rows, tried),) = trainings
+    assert (tried.rows_per_step, [len(part) for part in rows.parts]) == (3, [2, 2, 2])
+    assert [part.sampler.passage_length for part in rows.parts] == [(100, 1000), (1000, 1000), (100, 100)]
+    assert "wxyz" in module._some_text(recipe, tmp_path / "cache")[0]
+
+
+def test_a_part_of_full_length_rows_is_made_short_too(demo_base, trainings):
+    beside = [{"files": ["no.txt"], "share": 0.5, "sampler": "full-length", "pack": True}]
+    found = dry_run(small(demo_base, sampler={"name": "full-length"}, data={"beside": beside}))
+    assert (found.row_length, found.sampler) == (1000, "Full-length")
+    assert {part.sampler.row_length for part in trainings[0][1].parts} == {ROW_LENGTH}
+
+
+def test_packing_needs_a_tokenizer_with_an_end(demo_base, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(demo_base, model)
+    tokenizer = AutoTokenizer.from_pretrained(demo_base)
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(model)
+    beside = {"beside": [{"files": ["no.txt"], "share": 0.5, "pack": True}]}
+    with pytest.raises(InputError, match=r"^pack: the tokenizer has no end-of-text token"):
+        dry_run(small(model, data=beside))
 
 
 @pytest.mark.parametrize(
