@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-
 from recall import recall_document
+
 from skipwise import make_sampler
 from skipwise.config import TrainingRecipe
 from skipwise.data.skips import Row
@@ -55,7 +55,7 @@ DEFAULTS: dict[str, Any] = {
     "workers": 2,
     "seed": 0,
     "trials": 10,
-    "retrieval_lengths": [2048, 8192, 32768, 65536, TARGET],
+    "retrieval_lengths": [2048, 16384, 65536, TARGET],
     "documents": 4,
     "keep": False,
 }
@@ -140,9 +140,7 @@ def run(task: dict[str, Any], model_name: str, tokens: Tokens, keep: Path | None
             "train_seconds": round(result.seconds, 1),
             "tokens": result.tokens,
             "loss": [round(line["loss"], 3) for line in result.curve[:: max(task["steps"] // 10, 1)]],
-            "tokens_per_second": round(
-                float(np.median([x["tokens_per_second"] for x in result.curve[5:]] or [0]))
-            ),
+            "tokens_per_second": round(result.tokens / result.seconds),
             "training_memory_gib": round(peak_memory_gib(), 1),
         }
         if keep is not None:
@@ -153,26 +151,27 @@ def run(task: dict[str, Any], model_name: str, tokens: Tokens, keep: Path | None
 
 
 def judge(model: Any, tokenizer: Any, task: dict[str, Any], tokens: Tokens) -> dict[str, Any]:
-    """Retrieval and perplexity of novels by length, perplexity of other text, in bfloat16 autocast."""
+    """Retrieval and perplexity of novels by length, perplexity of other text."""
+    if model.device.type == "cuda":
+        model.to(torch.bfloat16)  # as it is exported
     reader = LocalReader(model, tokenizer)
     documents = [each[:TARGET] for each in tokens["dev"] if len(each) >= TARGET][: task["documents"]]
     found: dict[str, Any] = {"other": {}}
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=model.device.type == "cuda"):
-        scores = evaluate(Perplexity(documents=documents, lengths=LENGTHS), reader)
-        for kind in sorted(set(tokens) - NOT_JUDGED):
-            short = evaluate(Perplexity(documents=tokens[kind], lengths=[2048]), reader)
-            found["other"][kind] = round(short[0].value, 4)
-        near = [  # the last bucket again, each token with 4,096 to 8,191 before it
-            each[start : start + 8192]
-            for each in documents
-            for start in range(TARGET // 2 - 4096, TARGET - 8191, 4096)
-        ]
-        groups = (near[first : first + 8] for first in range(0, len(near), 8))
-        losses = np.concatenate([each[-4096:] for group in groups for each in reader.losses(group)])
-        found["last_bucket_8k"] = round(float(np.exp(losses.mean())), 4)
-        if task["trials"]:
-            passkey = Passkey(lengths=task["retrieval_lengths"], trials=task["trials"], seed=task["seed"])
-            scores += evaluate(passkey, reader)
+    scores = evaluate(Perplexity(documents=documents, lengths=LENGTHS), reader)
+    for kind in sorted(set(tokens) - NOT_JUDGED):
+        short = evaluate(Perplexity(documents=tokens[kind], lengths=[2048, 8192]), reader)
+        found["other"][kind] = [round(each.value, 4) for each in short if each.task == "perplexity"]
+    near = [  # the last bucket again, each token with 4,096 to 8,191 before it
+        each[start : start + 8192]
+        for each in documents
+        for start in range(TARGET // 2 - 4096, TARGET - 8191, 4096)
+    ]
+    groups = (near[first : first + 8] for first in range(0, len(near), 8))
+    losses = np.concatenate([each[-4096:] for group in groups for each in reader.losses(group)])
+    found["last_bucket_8k"] = round(float(np.exp(losses.mean())), 4)
+    if task["trials"]:
+        passkey = Passkey(lengths=task["retrieval_lengths"], trials=task["trials"], seed=task["seed"])
+        scores += evaluate(passkey, reader)
 
     def value(name: str) -> list[float]:
         return [round(each.value, 4) for each in scores if each.task == name and each.depth is None]
@@ -191,7 +190,7 @@ def summary(result: dict[str, Any]) -> str:
     told = " ".join(f"{key}={result[key]}" for key in DEFAULTS if result[key] != DEFAULTS[key])
     retrieval = " ".join(f"{100 * value:3.0f}" for value in result["retrieval"])
     buckets = " ".join(f"{value:.2f}" for value in result["buckets"])
-    other = " ".join(f"{kind} {value:.3f}" for kind, value in result["other"].items())
+    other = " ".join(f"{kind} {values}" for kind, values in result["other"].items())
     return (
         f"{told or 'defaults'} | {result.get('train_seconds', 0)}+{result['judge_seconds']} s "
         f"{result.get('tokens_per_second', 0)} tok/s {result.get('training_memory_gib', 0)} GiB\n"
