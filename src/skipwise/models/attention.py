@@ -178,6 +178,8 @@ def continued_attention(
         )
     groups = query.shape[1] // key.shape[1]  # the kernel behind this mask wants as many key heads as heads
     key, value = (each.repeat_interleave(groups, dim=1) for each in (key, value))
+    # The kernels below are called past autocast, which casts for sdpa: in float32 they are many times slower.
+    query, key, value = (each.to(_computed_in(each.dtype, each.device.type)) for each in (query, key, value))
     if query.device.type == "cpu" and not dropout and key.shape[-1] == value.shape[-1]:
         found = _in_two_parts(query, key, value, scaling)
     else:

@@ -7,7 +7,7 @@ from transformers import AutoTokenizer
 
 from skipwise.evals import local
 from skipwise.evals.local import LocalReader
-from skipwise.models.attention import CONTINUED, continue_caches
+from skipwise.models.attention import CONTINUED, continue_caches, continued_attention
 
 FAMILIES = {
     "llama": {"num_key_value_heads": 1},
@@ -209,3 +209,10 @@ def test_only_sdpa_is_replaced(make_model):
     model = make_model(attn_implementation="eager")
     assert not continue_caches(model)
     assert model.config._attn_implementation == "eager"
+
+
+def test_autocast_reaches_the_kernels_that_are_called_past_it():
+    module, rows_of = torch.nn.Module(), [torch.randn(1, 2, count, 16) for count in (5, 12, 12)]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert continued_attention(module, *rows_of, None)[0].dtype == torch.bfloat16
+    assert continued_attention(module, *rows_of, None)[0].dtype == torch.float32
