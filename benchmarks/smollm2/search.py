@@ -13,6 +13,8 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -20,111 +22,149 @@ import numpy as np
 import torch
 import transformers
 from recall import recall_document
+from transformers import PreTrainedModel
 
 from skipwise import make_sampler
 from skipwise.config import TrainingRecipe
-from skipwise.data.skips import Row
-from skipwise.environment import exact_matmuls, peak_memory_gib
+from skipwise.data.blend import Blend
+from skipwise.data.packing import Packed
+from skipwise.data.passages import Passages, TokenizedDocuments
+from skipwise.data.rows import PassageSource
+from skipwise.data.skips import Sampler
+from skipwise.environment import default_device, exact_matmuls, peak_memory_gib
+from skipwise.errors import SkipwiseError
 from skipwise.evals.local import LocalReader
 from skipwise.evals.passkey import Passkey
 from skipwise.evals.perplexity import Perplexity
+from skipwise.evals.ruler import Ruler
 from skipwise.evals.run import evaluate
 from skipwise.export.checkpoint import export_checkpoint
-from skipwise.models.load import find_checkpoint, load_config, load_model, load_tokenizer
+from skipwise.models.load import Checkpoint, find_checkpoint, load_config, load_model, load_tokenizer
 from skipwise.rope import extend_rope
+from skipwise.scores import Score
 from skipwise.train.engine import train
 
-TARGET = 131_072
-LENGTHS = [2048 * 2**i for i in range(7)]
-Tokens = dict[str, list[np.ndarray]]
+END = "<|endoftext|>"
 DEFAULTS: dict[str, Any] = {
+    "target": 131_072,
     "interpolation": "abf",
     "rope": {"rope_theta": 4e6},
+    "sharpen": 1.0,
     "sampler": "pose",
     "chunks": 2,
     "content": "uniform",
     "headroom": 8192,
     "train_length": 8192,
-    "steps": 150,
     "mix": {"long": 5, "recall": 1, "self": 1, "book": 1},
-    "restore": True,
-    "micro_batch": 4,
-    "learning_rate": 1e-3,
+    "taught": ["self", "book", "library"],
+    "trained": "",
+    "steps": 150,
+    "step_tokens": 65_536,
+    "micro_tokens": 32_768,
+    "learning_rate": 8e-4,
     "schedule": "cosine",
     "compile": True,
     "workers": 2,
     "seed": 0,
-    "trials": 10,
-    "retrieval_lengths": [2048, 16384, 65536, TARGET],
     "documents": 4,
+    "trials": 10,
+    "retrieval_lengths": [2048, 16384, 65536, 131_072],
+    "ruler_samples": 0,
+    "ruler_lengths": [8192, 131_072],
     "keep": False,
 }
+"""Settings of one run.
+
+rope: options of the interpolation. sharpen: attention scores are multiplied by it, in the weights that make
+the queries, before training (YaRN's temperature, Peng et al. 2023, section 3.4, for 16 times: 1.63). mix: the
+shares of the kinds of rows (`Text`), of which those in ``taught`` are learned from the untouched model.
+trained: only parameters with this in their name; empty: all. step_tokens, micro_tokens: in an optimizer step,
+and in one forward pass. documents: dev novels to judge on. keep: name of the checkpoint to leave.
+"""
+
+RULER = ("niah_single_2", "niah_multikey_1", "niah_multivalue")
 NOT_JUDGED = {"train", "dev", "library", "self", "other"}
-KINDS = ("long", "recall", "self", "book")
-"""What a row is made of: a passage of a novel with skipped positions; a document that states facts and asks
-for them (`recall`), with skipped positions; texts of the untouched model (`selftext`); a short passage."""
+"""Text that is not `other.py`'s: what is trained on, the novels to judge on, an older set."""
+
+Tokens = dict[str, list[np.ndarray]]
 
 
-class Mix:
-    """Rows of several kinds, as many of each in every optimizer step as ``mix`` says, like ones together."""
+class Recall:
+    """Documents that state facts and ask for them, made as they are wanted."""
 
-    def __init__(self, task: dict[str, Any], sampler: Any, tokens: Tokens, tokenizer: Any) -> None:
-        self.order = [kind for kind in KINDS for _ in range(task["mix"].get(kind, 0))]
-        self.sampler, self.seed, self.tokens = sampler, task["seed"], tokens
-        self.count = task["steps"] * len(self.order)
-        self.length = sampler.row_length
-        self.short = make_sampler("contiguous", self.length, TARGET)
-        options = {key: task[key] for key in ("chunks", "headroom")}
-        self.near = make_sampler(task["sampler"], self.length, TARGET, content="contiguous", **options)
-        self.tokenizer = tokenizer
-        self.long_enough = [each for each in tokens["train"] if len(each) >= sampler.passage_length[0]]
+    def __init__(self, tokens: Tokens, tokenizer: Any, length: int) -> None:
+        self.tokens, self.tokenizer, self.length = tokens, tokenizer, length
 
     def __len__(self) -> int:
-        return self.count
+        return 1_000_000
 
-    def __getitem__(self, index: int) -> Row:
-        rng = np.random.default_rng([self.seed, index])
-        kind = self.order[index % len(self.order)]
-        if kind == "long":
-            return self.sampler.sample(_passage(self.long_enough, self.sampler.passage_length[1], rng), rng)
-        if kind == "recall":
-            return self.near.sample(
-                recall_document(rng, self.tokenizer, self.length, self.tokens["train"]), rng
-            )
-        if kind == "book":
-            return self.short.sample(_passage(self.tokens["train"], self.length, rng), rng)
-        parts: list[np.ndarray] = []
-        while sum(map(len, parts)) < self.length:
-            parts.append(self.tokens["self"][rng.integers(len(self.tokens["self"]))])
-        return self.short.sample(np.concatenate(parts)[: self.length], rng)
+    def draw(self, epoch: int, example: int, rng: np.random.Generator) -> np.ndarray:  # noqa: ARG002
+        """One document."""
+        return recall_document(rng, self.tokenizer, self.length, self.tokens["train"])
 
 
-def _passage(texts: list[np.ndarray], length: int, rng: np.random.Generator) -> np.ndarray:
-    """A text by its length, from a random place."""
-    lengths = np.array([len(text) for text in texts])
-    text = texts[rng.choice(len(texts), p=lengths / lengths.sum())]
-    start = rng.integers(0, max(len(text) - length, 0) + 1)
-    return text[start : start + length]
+def rows_of(task: dict[str, Any], tokens: Tokens, tokenizer: Any) -> Blend:
+    """The rows of one training: passages of novels (long) and recall documents with the setting's sampler;
+    contiguous rows of text that the untouched model wrote (self), of novels (book) and of code (library)."""
+    length, seed = task["train_length"], task["seed"]
+    options = {key: task[key] for key in ("chunks", "headroom")}
+    far = make_sampler(task["sampler"], length, task["target"], content=task["content"], **options)
+    near = make_sampler(task["sampler"], length, task["target"], content="contiguous", **options)
+    short = make_sampler("contiguous", length, task["target"])
+    documents = {kind: TokenizedDocuments.from_ids(tokens[kind]) for kind in ("train", "library", "self")}
+
+    def passages(kind: str, sampler: Sampler) -> Passages:
+        shortest, longest = sampler.passage_length
+        return Passages(documents[kind], min_length=shortest, max_length=longest, seed=seed)
+
+    def packed(kind: str) -> Packed:
+        return Packed(documents[kind], length=length, end=tokenizer.convert_tokens_to_ids(END), seed=seed)
+
+    kinds: dict[str, tuple[Callable[[], PassageSource], Sampler]] = {
+        "long": (lambda: passages("train", far), far),
+        "recall": (lambda: Recall(tokens, tokenizer, near.passage_length[0]), near),
+        "self": (lambda: packed("self"), short),
+        "book": (lambda: passages("train", short), short),
+        "library": (lambda: packed("library"), short),
+    }
+    mix = {kind: Fraction(str(share)) for kind, share in task["mix"].items()}
+    return Blend(
+        [kinds[kind][0]() for kind in mix],
+        [kinds[kind][1] for kind in mix],
+        [share / sum(mix.values()) for share in mix.values()],
+        steps=task["steps"],
+        rows_per_step=task["step_tokens"] // length,
+        seed=seed,
+        taught=[number for number, kind in enumerate(mix) if kind in task["taught"]],
+    )
+
+
+def opened(task: dict[str, Any], checkpoint: Checkpoint) -> PreTrainedModel:
+    """The model to train, extended."""
+    config = load_config(checkpoint)
+    if task["interpolation"] != "untouched":
+        config = extend_rope(config, task["target"], task["interpolation"], task["rope"])
+    model = load_model(checkpoint, config, device=default_device())
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.requires_grad_(task["trained"] in name)
+            if ".q_proj." in name:
+                weight.mul_(task["sharpen"])
+    return model
 
 
 def run(task: dict[str, Any], model_name: str, tokens: Tokens, keep: Path | None = None) -> dict[str, Any]:
     """Train and judge one setting; the model is left in ``keep``."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(task["seed"])
     checkpoint = find_checkpoint(model_name)
-    tokenizer, original = load_tokenizer(checkpoint), load_config(checkpoint)
-    untouched = task["interpolation"] == "untouched"
-    config = original if untouched else extend_rope(original, TARGET, task["interpolation"], task["rope"])
-    model = load_model(checkpoint, config, device=device)
+    tokenizer, model = load_tokenizer(checkpoint), opened(task, checkpoint)
     found: dict[str, Any] = {}
-    if task["steps"] and not untouched:
-        options = {key: task[key] for key in ("chunks", "content", "headroom")}
-        sampler = make_sampler(task["sampler"], task["train_length"], TARGET, **options)
-        rows = Mix(task, sampler, tokens, tokenizer)
+    if task["steps"]:
+        rows = rows_of(task, tokens, tokenizer)
         recipe = TrainingRecipe(
             steps=task["steps"],
-            rows_per_step=len(rows.order),
-            micro_batch=task["micro_batch"],
+            rows_per_step=rows.rows_per_step,
+            micro_batch=min(max(task["micro_tokens"] // task["train_length"], 1), rows.rows_per_step),
             learning_rate=task["learning_rate"],
             schedule=task["schedule"],
             compile=task["compile"],
@@ -133,14 +173,16 @@ def run(task: dict[str, Any], model_name: str, tokens: Tokens, keep: Path | None
             save_every=10**6,
             report_to=(),
         )
-        teacher = load_model(checkpoint, device=device, dtype=torch.bfloat16) if task["restore"] else None
+        half = torch.bfloat16 if model.device.type == "cuda" else torch.float32
+        teacher = load_model(checkpoint, device=default_device(), dtype=half) if rows.taught else None
         with tempfile.TemporaryDirectory() as folder:
             result = train(model, rows, recipe, Path(folder), seed=task["seed"], teacher=teacher)
+        losses = [line["loss"] for line in result.curve]
         found |= {
             "train_seconds": round(result.seconds, 1),
             "tokens": result.tokens,
-            "loss": [round(line["loss"], 3) for line in result.curve[:: max(task["steps"] // 10, 1)]],
             "tokens_per_second": round(result.tokens / result.seconds),
+            "loss": [round(float(np.mean(part)), 3) for part in np.array_split(losses, min(10, len(losses)))],
             "training_memory_gib": round(peak_memory_gib(), 1),
         }
         if keep is not None:
@@ -150,51 +192,69 @@ def run(task: dict[str, Any], model_name: str, tokens: Tokens, keep: Path | None
     return task | found | {"judge_seconds": round(time.perf_counter() - started, 1)}
 
 
-def judge(model: Any, tokenizer: Any, task: dict[str, Any], tokens: Tokens) -> dict[str, Any]:
-    """Retrieval and perplexity of novels by length, perplexity of other text."""
+def judge(model: PreTrainedModel, tokenizer: Any, task: dict[str, Any], tokens: Tokens) -> dict[str, Any]:
+    """Retrieval and perplexity of novels by length, perplexity of other text; in bfloat16 on a GPU."""
     if model.device.type == "cuda":
         model.to(torch.bfloat16)  # as it is exported
-    reader = LocalReader(model, tokenizer)
-    documents = [each[:TARGET] for each in tokens["dev"] if len(each) >= TARGET][: task["documents"]]
+    reader, target = LocalReader(model, tokenizer), task["target"]
+    documents = [each[:target] for each in tokens["dev"] if len(each) >= target][: task["documents"]]
     found: dict[str, Any] = {"other": {}}
-    scores = evaluate(Perplexity(documents=documents, lengths=LENGTHS), reader)
+    scores: list[Score] = []
+    if documents:
+        lengths = [length for length in (2048 * 2**i for i in range(20)) if length <= target]
+        scores += evaluate(Perplexity(documents=documents, lengths=lengths), reader)
+        found["last_bucket_8k"] = near_perplexity(reader, documents, target)
     for kind in sorted(set(tokens) - NOT_JUDGED):
         short = evaluate(Perplexity(documents=tokens[kind], lengths=[2048, 8192]), reader)
         found["other"][kind] = [round(each.value, 4) for each in short if each.task == "perplexity"]
-    near = [  # the last bucket again, each token with 4,096 to 8,191 before it
-        each[start : start + 8192]
-        for each in documents
-        for start in range(TARGET // 2 - 4096, TARGET - 8191, 4096)
-    ]
-    groups = (near[first : first + 8] for first in range(0, len(near), 8))
-    losses = np.concatenate([each[-4096:] for group in groups for each in reader.losses(group)])
-    found["last_bucket_8k"] = round(float(np.exp(losses.mean())), 4)
     if task["trials"]:
-        passkey = Passkey(lengths=task["retrieval_lengths"], trials=task["trials"], seed=task["seed"])
-        scores += evaluate(passkey, reader)
+        lengths = [length for length in task["retrieval_lengths"] if length <= target]
+        scores += evaluate(Passkey(lengths=lengths, trials=task["trials"], seed=task["seed"]), reader)
+    if task["ruler_samples"]:
+        novel = tokenizer.decode(tokens["dev"][-1])
+        lengths, samples = task["ruler_lengths"], task["ruler_samples"]
+        asked = evaluate(Ruler(lengths=lengths, texts=[novel], tasks=RULER, samples=samples), reader)
+        found["ruler"] = {
+            str(length): {
+                each.subtask: each.value for each in asked if each.subtask and each.length == length
+            }
+            for length in lengths
+        }
 
-    def value(name: str) -> list[float]:
+    def values(name: str) -> list[float]:
         return [round(each.value, 4) for each in scores if each.task == name and each.depth is None]
 
-    by_depth = [each.value for each in scores if each.depth is not None and each.length == TARGET]
+    by_depth = [each.value for each in scores if each.depth is not None and each.length == target]
     return found | {
-        "perplexity": value("perplexity"),
-        "buckets": value("perplexity_bucket"),
-        "retrieval": value("passkey"),
+        "perplexity": values("perplexity"),
+        "buckets": values("perplexity_bucket"),
+        "retrieval": values("passkey"),
         "retrieval_at_depth": by_depth,
     }
+
+
+def near_perplexity(reader: LocalReader, documents: list[np.ndarray], target: int) -> float:
+    """Of the tokens of the last bucket, each read with the 4,096 to 8,191 before it only."""
+    starts = range(target // 2 - 4096, target - 8191, 4096)
+    rows = [each[start : start + 8192] for each in documents for start in starts]
+    losses = [
+        each[-4096:] for first in range(0, len(rows), 8) for each in reader.losses(rows[first : first + 8])
+    ]
+    return round(float(np.exp(np.concatenate(losses).mean())), 4)
 
 
 def summary(result: dict[str, Any]) -> str:
     """Two lines: what differs from the defaults, then the scores."""
     told = " ".join(f"{key}={result[key]}" for key in DEFAULTS if result[key] != DEFAULTS[key])
+    told = told if len(told) < 300 else told[:300] + " ..."
     retrieval = " ".join(f"{100 * value:3.0f}" for value in result["retrieval"])
     buckets = " ".join(f"{value:.2f}" for value in result["buckets"])
     other = " ".join(f"{kind} {values}" for kind, values in result["other"].items())
     return (
         f"{told or 'defaults'} | {result.get('train_seconds', 0)}+{result['judge_seconds']} s "
         f"{result.get('tokens_per_second', 0)} tok/s {result.get('training_memory_gib', 0)} GiB\n"
-        f"   passkey {retrieval} | buckets {buckets} (near {result['last_bucket_8k']:.2f}) | {other}"
+        f"   passkey {retrieval} | buckets {buckets} (near {result.get('last_bucket_8k', 0):.2f}) | {other}"
+        f"{result.get('ruler', '')}"
     )
 
 
@@ -226,13 +286,16 @@ def main() -> None:
             continue
         task = DEFAULTS | changes
         keep = options.keep / str(task["keep"]) if options.keep and task["keep"] else None
-        result = run(task, options.model, tokens, keep)
+        try:
+            result = run(task, options.model, tokens, keep)
+        except (RuntimeError, ValueError, TypeError, LookupError, SkipwiseError) as error:
+            result = task | {"error": f"{type(error).__name__}: {error}"}
         longest = max(longest, time.perf_counter() - began)
         result["versions"] = {"torch": torch.__version__, "transformers": transformers.__version__}
         result["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
         with options.out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(result) + "\n")
-        print(summary(result), flush=True)
+        print(result.get("error") or summary(result), flush=True)
 
 
 if __name__ == "__main__":
