@@ -722,6 +722,22 @@ def recall_document(
     return make_document(rng, tokenizer, length, novels).ids
 
 
+def as_text(tokenizer: PreTrainedTokenizerBase, ids: np.ndarray, length: int) -> str | None:
+    """The end of ``ids`` as text of exactly ``length`` tokens; None if no cut gives that many.
+
+    Text that is tokenized again may have a token more or less, so ``ids`` should be some more than asked for.
+    They are cut at their start, where the filler is.
+    """
+    kept = length
+    for _ in range(10):
+        text = str(tokenizer.decode(ids[-kept:].tolist()))
+        found = len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        if found == length:
+            return text
+        kept += length - found
+    return None
+
+
 def main() -> None:
     """Write the documents."""
     parser = argparse.ArgumentParser(
@@ -733,17 +749,20 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=4000)
     parser.add_argument("--length", type=int, default=8192)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--part", type=int, default=0, help="of --parts that processes make side by side")
+    parser.add_argument("--parts", type=int, default=1)
     options = parser.parse_args()
     tokenizer = load_tokenizer(find_checkpoint(options.model))
     tokens = np.load(options.tokens)
     novels = np.split(tokens["train"], np.cumsum(tokens["train_lengths"])[:-1])
+    spare = 32 if options.out.suffix == ".jsonl" else 0
     rows = [
-        recall_document(np.random.default_rng([options.seed, i]), tokenizer, options.length, novels)
-        for i in range(options.count)
+        recall_document(np.random.default_rng([options.seed, i]), tokenizer, options.length + spare, novels)
+        for i in range(options.part, options.count, options.parts)
     ]
-    if options.out.suffix == ".jsonl":
-        lines = [json.dumps({"text": tokenizer.decode(row.tolist())}) + "\n" for row in rows]
-        options.out.write_text("".join(lines), encoding="utf-8")
+    if spare:
+        texts = filter(None, (as_text(tokenizer, row, options.length) for row in rows))
+        options.out.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     else:
         lengths = np.array([len(row) for row in rows])
         np.savez_compressed(

@@ -55,8 +55,12 @@ def make_sampler(
 def title(sampler: Sampler) -> str:
     """What tables and figures call a sampler: ``CREAM``, or ``80 % PoSE, 20 % Contiguous``."""
     if isinstance(sampler, Mixture):
-        shares = zip(sampler.weights, sampler.samplers, strict=True)
-        return ", ".join(f"{100 * weight:g} % {title(each)}" for weight, each in shares)
+        shares: dict[str, float] = {}
+        for weight, each in zip(sampler.weights, sampler.samplers, strict=True):
+            shares[title(each)] = shares.get(title(each), 0.0) + weight  # they may differ in their text only
+        if len(shares) == 1:
+            return next(iter(shares))
+        return ", ".join(f"{100 * weight:g} % {name}" for name, weight in shares.items())
     name = type(sampler).__name__
     return {"FullLength": "Full-length", "Cream": "CREAM"}.get(name, name)
 

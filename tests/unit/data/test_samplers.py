@@ -61,6 +61,11 @@ def test_a_mixture():
         (Cream(13, 37), "CREAM"),
         (Balanced(13, 37), "Balanced"),
         (Mixture((PoSE(13, 37), Contiguous(13, 37)), (0.93, 0.07)), "93 % PoSE, 7 % Contiguous"),
+        (
+            Mixture((PoSE(13, 37), Contiguous(13, 37), PoSE(13, 37, 2, "aligned")), (0.3, 0.5, 0.2)),
+            "50 % PoSE, 50 % Contiguous",
+        ),
+        (Mixture((PoSE(13, 37), PoSE(13, 37, 2, "aligned")), (0.3, 0.7)), "PoSE"),
     ],
 )
 def test_titles(sampler, words):
