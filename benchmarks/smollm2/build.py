@@ -94,13 +94,13 @@ def train(novels: Path, out: Path, model: str, changes: list[str]) -> None:
 def judge(out: Path, model: str) -> None:
     """Both models by the same tasks."""
     grid, results = out / "judge.json", out / "judged.jsonl"
-    grid.write_text(json.dumps([JUDGED]), encoding="utf-8")
     texts = [
         out / "text" / "tokens.npz",
         *([other] if (other := out / "text" / "other.npz").exists() else []),
     ]
     results.unlink(missing_ok=True)
-    for each in (model, out / "run" / "checkpoint"):
+    for name, each in (("untouched", model), ("flagship", out / "run" / "checkpoint")):
+        grid.write_text(json.dumps([JUDGED | {"name": name}]), encoding="utf-8")
         script("search.py", grid, results, "--model", each, "--text", *texts)
     script("prompts.py", model, out / "run" / "checkpoint", out / "prompts.md")
 

@@ -40,16 +40,17 @@ from skipwise.evals.ruler import Ruler
 from skipwise.evals.run import evaluate
 from skipwise.export.checkpoint import export_checkpoint
 from skipwise.models.load import Checkpoint, find_checkpoint, load_config, load_model, load_tokenizer
+from skipwise.models.sharpen import sharpen
 from skipwise.rope import extend_rope
 from skipwise.scores import Score
 from skipwise.train.engine import train
+from skipwise.train.selection import train_only
 
 END = "<|endoftext|>"
 DEFAULTS: dict[str, Any] = {
     "target": 131_072,
     "interpolation": "abf",
     "rope": {"rope_theta": 4e6},
-    "sharpen": 1.0,
     "sampler": "pose",
     "chunks": 2,
     "content": "uniform",
@@ -57,12 +58,13 @@ DEFAULTS: dict[str, Any] = {
     "train_length": 8192,
     "mix": {"long": 5, "recall": 1, "self": 1, "book": 1},
     "taught": ["self", "book", "library"],
-    "trained": "",
+    "only": [],
     "steps": 150,
     "step_tokens": 65_536,
     "micro_tokens": 32_768,
     "learning_rate": 8e-4,
     "schedule": "cosine",
+    "warmup": 10,
     "compile": True,
     "workers": 2,
     "seed": 0,
@@ -75,10 +77,9 @@ DEFAULTS: dict[str, Any] = {
 }
 """Settings of one run.
 
-rope: options of the interpolation. sharpen: attention scores are multiplied by it, in the weights that make
-the queries, before training (YaRN's temperature, Peng et al. 2023, section 3.4, for 16 times: 1.63). mix: the
-shares of the kinds of rows (`Text`), of which those in ``taught`` are learned from the untouched model.
-trained: only parameters with this in their name; empty: all. step_tokens, micro_tokens: in an optimizer step,
+rope: options of the interpolation, as in a recipe. mix: the shares of the kinds of rows, of which those in
+``taught`` are learned from the untouched model.
+only: the parts whose weights are trained; empty: all. step_tokens, micro_tokens: in an optimizer step,
 and in one forward pass. documents: dev novels to judge on. keep: name of the checkpoint to leave.
 """
 
@@ -145,11 +146,9 @@ def opened(task: dict[str, Any], checkpoint: Checkpoint) -> PreTrainedModel:
     if task["interpolation"] != "untouched":
         config = extend_rope(config, task["target"], task["interpolation"], task["rope"])
     model = load_model(checkpoint, config, device=default_device())
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            weight.requires_grad_(task["trained"] in name)
-            if ".q_proj." in name:
-                weight.mul_(task["sharpen"])
+    if task["interpolation"] in ("abf", "ntk") and "attention_factor" in task["rope"]:
+        sharpen(model, task["rope"]["attention_factor"])
+    train_only(model, task["only"])
     return model
 
 
@@ -167,6 +166,7 @@ def run(task: dict[str, Any], model_name: str, tokens: Tokens, keep: Path | None
             micro_batch=min(max(task["micro_tokens"] // task["train_length"], 1), rows.rows_per_step),
             learning_rate=task["learning_rate"],
             schedule=task["schedule"],
+            warmup_steps=min(task["warmup"], task["steps"] // 2),
             compile=task["compile"],
             workers=task["workers"],
             logits_chunk=4096,
@@ -197,13 +197,13 @@ def judge(model: PreTrainedModel, tokenizer: Any, task: dict[str, Any], tokens: 
     if model.device.type == "cuda":
         model.to(torch.bfloat16)  # as it is exported
     reader, target = LocalReader(model, tokenizer), task["target"]
-    documents = [each[:target] for each in tokens["dev"] if len(each) >= target][: task["documents"]]
+    lengths = [length for length in (2048 * 2**i for i in range(20)) if length <= target]
+    lengths = [length for length in lengths if length <= max(map(len, tokens["dev"]))]
+    documents = [each for each in tokens["dev"] if len(each) >= lengths[-1]][: task["documents"]]
     found: dict[str, Any] = {"other": {}}
     scores: list[Score] = []
-    if documents:
-        lengths = [length for length in (2048 * 2**i for i in range(20)) if length <= target]
-        scores += evaluate(Perplexity(documents=documents, lengths=lengths), reader)
-        found["last_bucket_8k"] = near_perplexity(reader, documents, target)
+    scores += evaluate(Perplexity(documents=documents, lengths=lengths), reader)
+    found["last_bucket_8k"] = near_perplexity(reader, documents, lengths[-1])
     for kind in sorted(set(tokens) - NOT_JUDGED):
         short = evaluate(Perplexity(documents=tokens[kind], lengths=[2048, 8192]), reader)
         found["other"][kind] = [round(each.value, 4) for each in short if each.task == "perplexity"]
@@ -233,9 +233,9 @@ def judge(model: PreTrainedModel, tokenizer: Any, task: dict[str, Any], tokens: 
     }
 
 
-def near_perplexity(reader: LocalReader, documents: list[np.ndarray], target: int) -> float:
-    """Of the tokens of the last bucket, each read with the 4,096 to 8,191 before it only."""
-    starts = range(target // 2 - 4096, target - 8191, 4096)
+def near_perplexity(reader: LocalReader, documents: list[np.ndarray], end: int) -> float:
+    """Of the tokens of the last bucket up to ``end``, each read with the 4,096 to 8,191 before it only."""
+    starts = range(end // 2 - 4096, end - 8191, 4096)
     rows = [each[start : start + 8192] for each in documents for start in starts]
     losses = [
         each[-4096:] for first in range(0, len(rows), 8) for each in reader.losses(rows[first : first + 8])

@@ -6,8 +6,8 @@ No data set is needed to keep what a model can do in its own window: it is asked
 samples open with its chat template, so that it makes up a question and answers it (Xu et al. 2024, Magpie,
 arXiv 2406.08464); half with the end-of-text token, after which pretraining text began, and one random token
 of the vocabulary, so that pages begin in as many ways as there are (Liu et al. 2023, LLM-QAT, arXiv
-2305.17888, appendix). Every other one is drawn at temperature 1, the others at 0.7. Written: ``self``, all ids
-after one another, and ``self_lengths``; or, to a name that ends in .jsonl, the texts, one a line.
+2305.17888, appendix). Every other one is drawn at temperature 1, the others at 0.7. Written: ``self``, all
+ids after one another, and ``self_lengths``; or, to a name that ends in .jsonl, the texts, one a line.
 """
 
 from __future__ import annotations

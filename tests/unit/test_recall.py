@@ -13,7 +13,7 @@ import recall
 
 STORY = (
     "He looked at the harbour, and the captain said nothing for a while. Mr. Brown walked along the river!\n"
-    '"Where is the ferry?" asked the miller. Nobody knew; it had\nleft at seven o\'clock, in fog and rain.\n\n'
+    '"Where is the ferry?" asked the miller. Nobody knew; it had\nleft at seven, in fog and rain.\n\n'
 )
 WORDS = [recall.FIRST, recall.LAST, recall.NOUNS, recall.ADJECTIVES, recall.SYLLABLES]
 
@@ -36,7 +36,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def novels(tokenizer):
-    """Sentences in random order with numbered words, so that passages can be told apart; some hold a needle."""
+    """Sentences in random order with numbered words, so that passages differ; some hold a needle."""
     rng = np.random.default_rng(0)
     lines = [line for line in STORY.splitlines() if line]
     texts = []
