@@ -36,8 +36,10 @@ def extend_rope(
 
     ``options`` are those of `skipwise.rope.scaling.OPTIONS`, under `transformers`' names: ``beta_fast`` and
     ``beta_slow`` are the ramp's ends in rotations over the original window (32 and 1), ``long_factor`` and
-    ``short_factor`` lists of d / 2 numbers, ``factor`` another alpha than target / window. At the model's own
-    window nothing changes, whatever the method. A config of several parts is extended in its text.
+    ``short_factor`` lists of d / 2 numbers, ``factor`` another alpha than target / window,
+    ``attention_factor`` what YaRN multiplies queries and keys by (with ``ntk`` and ``abf`` not in the config:
+    `skipwise.models.sharpen` puts it in weights). At the model's own window nothing changes, whatever the
+    method. A config of several parts is extended in its text.
 
     Raises InputError for a target below the window, options the method does not have, a model without RoPE,
     and one for which skipped positions or this method would mislead.

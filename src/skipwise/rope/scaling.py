@@ -15,15 +15,18 @@ Options = Mapping[str, float | Sequence[float]]
 
 _RAMP = {"beta_fast", "beta_slow"}
 OPTIONS: dict[str, set[str]] = {
-    "ntk": {"factor"},
-    "abf": {"rope_theta"},
+    "ntk": {"factor", "attention_factor"},
+    "abf": {"rope_theta", "attention_factor"},
     "yarn": {*_RAMP, "attention_factor", "mscale", "mscale_all_dim"},
     "ntk-by-parts": _RAMP,
     "pose-yarn": {*_RAMP, "attention_factor"},
     "llama3": {"factor", "low_freq_factor", "high_freq_factor"},
     "longrope": {"long_factor", "short_factor", "attention_factor"},
 }
-"""What each method can be told besides the target, under the names `transformers` uses."""
+"""What each method can be told besides the target, under the names `transformers` uses.
+
+A config with a plain base has no place for an attention factor: `skipwise.models.sharpen` puts it in weights.
+"""
 
 _LISTS = {"long_factor", "short_factor"}
 _SHAPES = ("a number", "a list of numbers")

@@ -60,6 +60,40 @@ def test_adapters_come_out_as_stock_weights(demo_base, text, tmp_path):
     assert not list(left.glob("checkpoint-*"))
 
 
+def test_parts_that_are_not_trained_stay_and_queries_hold_the_attention_factor(demo_base, text, tmp_path):
+    options = {"rope_theta": 4e5, "attention_factor": 1.25}
+    recipe = recipe_of(demo_base, text, only=["k_proj"]).model_copy(
+        update={"interpolation": "abf", "interpolation_options": options}
+    )
+    checkpoint = train(recipe, tmp_path / "run", command="skipwise train", say=lambda _: None)
+    stock, trained = (load_file(folder / "model.safetensors") for folder in (demo_base, checkpoint))
+    for name, before in stock.items():
+        after = trained[name].float()
+        if "k_proj" in name:
+            assert not torch.equal(after, before.float()), name
+        else:
+            factor = 1.25**2 if "q_proj" in name else 1.0
+            torch.testing.assert_close(after, factor * before.float(), rtol=1e-2, atol=0)  # rounded once
+    rope = AutoModelForCausalLM.from_pretrained(checkpoint).config.rope_parameters
+    assert rope == {"rope_type": "default", "rope_theta": 4e5}
+
+
+def test_the_untrained_model_is_judged_with_its_attention_factor(demo_base, text, tmp_path):
+    recipe = recipe_of(demo_base, text).model_copy(
+        update={
+            "interpolation": "ntk",
+            "interpolation_options": {"attention_factor": 1.25},
+        }
+    )
+    base = run.find_base(recipe)
+    untouched, interpolated, _ = run.variants(recipe, base, tmp_path)
+    weights = [
+        run._open(recipe, base, each, tmp_path).model.model.layers[0].self_attn.q_proj.weight
+        for each in (untouched, interpolated)
+    ]
+    torch.testing.assert_close(weights[1], 1.25**2 * weights[0])
+
+
 def test_extend_goes_on_from_what_train_made(demo_base, text, tmp_path, monkeypatch):
     recipe = recipe_of(demo_base, text)
     checkpoint = train(recipe, tmp_path / "run", command="skipwise train", say=lambda _: None)
