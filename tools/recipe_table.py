@@ -72,6 +72,37 @@ Without it, rows are of one document, and shorter ones are left out. The control
 part with the same shares, and full-length rows (`sampler.name=full-length`) are so in every part. Documents
 to judge on are set aside from `data.files` only.
 
+## Keeping short ability
+
+A new rotary base or scale, and some hundred steps on one kind of text, cost a model some of what it could do
+inside its own window. LongReD (Dong et al. 2025, arXiv 2502.07365) restores it by distillation from the
+untouched model on short text. A part of the text with `taught: true` is learned so:
+
+```yaml
+data:
+  files: [books/]
+  beside:
+    - files: [general.jsonl]
+      share: 0.125
+      sampler: contiguous
+      pack: true
+      taught: true
+```
+
+On its rows the model does not learn the text. It learns the whole prediction that the untouched model makes
+after each token, by the Kullback-Leibler divergence of the two (LongReD compares hidden states of some layers
+instead). So a row says more than its next tokens do, and pulls towards no other style or topic. A token
+counts as much as one of any other row, and the loss curve is of both: near 0 for these rows, so lower in all.
+
+The text may be anything that the model should still do: general pages, code, conversations, and also text
+that the untouched model wrote itself, which needs no corpus. It costs one forward pass more on these rows
+(about a third of a step's work for them), and the untouched model's weights lie beside those in training, in
+bfloat16 on a GPU, two bytes a parameter; `training.micro_batch: auto` and `gradient_checkpointing: auto`
+count them in, `skipwise plan` does not. Use it where short tasks matter as much as the window. Where the
+model shall learn something new from short text (instructions, another language), leave `taught` out: it would
+learn to stay as it was. It needs rows within the model's own window and a whole copy of the model on every
+GPU, so it goes with neither full-length rows nor sharding. The control has the same taught rows.
+
 ## From an editor
 
 `skipwise train --schema` prints the JSON schema. An editor with the YAML language server completes and

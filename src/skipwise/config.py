@@ -196,6 +196,9 @@ class TrainingRecipe(_Section):
     optimizer: Literal["adamw", "adamw-8bit"] = Field(
         "adamw", description="adamw-8bit (torchao) holds its two moments in 8 bits each."
     )
+    only: tuple[str, ...] = Field(
+        (), description="Parts whose weights are trained, such as self_attn; empty: all. The rest stays."
+    )
     adapter: AdapterRecipe | None = Field(None, description="Train low-rank adapters; empty: every weight.")
     gradient_checkpointing: Annotated[bool | Literal["auto"], BeforeValidator(_yes_no_or_auto)] = Field(
         "auto",
@@ -288,14 +291,9 @@ class Recipe(_Section):
             wrong.append("training.fp8 is for training every weight: leave it out, or training.adapter")
         if training.fp8 and (training.deepspeed or training.sharding != "none"):
             wrong.append("training.fp8 multiplies with whole weights: leave it out with shards")
-        if any(each.taught for each in self.data.beside):
-            if training.deepspeed or training.sharding != "none":
-                wrong.append("data.beside: taught needs the untouched model whole: leave it out with shards")
-            wrong += [
-                f"data.beside.{number}: taught rows are short ones: set its sampler to contiguous"
-                for number, each in enumerate(self.data.beside)
-                if each.taught and (each.sampler or self.sampler.name) != "contiguous"
-            ]
+        if training.only and training.adapter:
+            wrong.append("training.only and training.adapter: choose one (adapter.targets names layers)")
+        wrong += self._wrong_with_taught()
         if training.retrieval.every and training.retrieval.keep_best:
             every, save = training.retrieval.every, training.save_every
             if every % save:
@@ -306,6 +304,17 @@ class Recipe(_Section):
         if wrong:
             raise ValueError("; ".join(wrong))
         return self
+
+    def _wrong_with_taught(self) -> Iterator[str]:
+        taught = {number: each for number, each in enumerate(self.data.beside) if each.taught}
+        if taught and (self.training.deepspeed or self.training.sharding != "none"):
+            yield "data.beside: taught needs the untouched model whole: leave it out with shards"
+        if taught and "full-length" in self.sampler.name:
+            yield "data.beside: taught rows are short ones, and beside full-length rows all are: leave it out"
+            return
+        for number, each in taught.items():
+            if (each.sampler or self.sampler.name) != "contiguous":
+                yield f"data.beside.{number}: taught rows are short ones: set its sampler to contiguous"
 
 
 def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:

@@ -67,8 +67,8 @@ def start(processes, command):
     return done.stdout + done.stderr
 
 
-def job(folder, stop_at=None, **changes):
-    return {"folder": str(folder), "stop_at": stop_at, "recipe": RECIPE | changes}
+def job(folder, stop_at=None, *, taught=False, **changes):
+    return {"folder": str(folder), "stop_at": stop_at, "taught": taught, "recipe": RECIPE | changes}
 
 
 def found(folder, name):
@@ -114,6 +114,7 @@ def two(tmp_path_factory):
         job(folder / "one-two"),
         job(folder / "fsdp", sharding="fsdp2"),
         job(folder / "thirds", rows_per_step=9, micro_batch=1),
+        job(folder / "taught", taught=True),
     ]
     launch(2, folder, jobs)
     return folder
@@ -121,6 +122,12 @@ def two(tmp_path_factory):
 
 def test_two_processes_train_as_one(two, alone):
     assert_same_run(two, "whole", alone)
+
+
+def test_rows_taught_by_another_model_in_two_processes(two):
+    """A process meets micro-batches of either kind while the other one meets mixed ones."""
+    curve = train_tiny.run(job(two / "taught-alone", taught=True), "cpu")["curve"]
+    assert_same_run(two, "taught", (curve, load_file(two / "taught-alone.safetensors")))
 
 
 def test_each_row_is_read_by_one_process(two):

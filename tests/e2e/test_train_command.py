@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -108,19 +109,26 @@ def test_several_kinds_of_text(here):
     answers = "".join(json.dumps({"said": f"{n} times {n} is {n * n}."}) + "\n" for n in range(50))
     Path("short.jsonl").write_text(answers)
     beside = "data.beside=[{files: [short.jsonl], share: 0.25, text_column: said%s}]"
-    packed = beside % ", sampler: contiguous, pack: true"
+    packed = beside % ", sampler: contiguous, pack: true, taught: true"
     tried = run("my.yaml", packed, "--dry-run")
     assert tried.exit_code == 0, tried.output
     lines = [" ".join(line.split()) for line in tried.stdout.splitlines()]
     table = lines.index("Rows 75 % PoSE, 25 % Contiguous, 128 tokens")
-    assert lines[table + 1 : table + 3] == ["Text 75 % PoSE: text", "25 % Contiguous, packed: short.jsonl"]
+    assert lines[table + 1 : table + 3] == [
+        "Text 75 % PoSE: text",
+        "25 % Contiguous, packed, taught: short.jsonl",
+    ]
     done = run("my.yaml", packed)
     assert done.exit_code == 0, done.output
     said = [line.strip() for line in done.stdout.splitlines() if "training text" in line]
     assert said == [
         "training text (data.files, 75 % of the rows, PoSE): 5 documents",
-        "training text (data.beside.0, 25 % of the rows, Contiguous): 50 documents, packed",
+        "training text (data.beside.0, 25 % of the rows, Contiguous): 50 documents, packed, "
+        "taught by the untouched model",
     ]
+    model = AutoModelForCausalLM.from_pretrained("runs/my/checkpoint")
+    assert model.config.max_position_embeddings == 256
+    assert model(torch.arange(200)[None]).logits.isfinite().all()
     record = json.loads(Path("runs/my/run.json").read_text())
     seen = "tokens seen in training (75 % PoSE, 25 % Contiguous)"
     assert [record["data"][f"{part}{seen}"] for part in ("", "data.files: ", "data.beside.0: ")] == [

@@ -2,13 +2,15 @@
 
     python -m torch.distributed.run --nproc-per-node 2 tests/e2e/train_tiny.py JOBS.json
 
-JOBS.json lists the jobs: ``folder``, ``recipe`` and, for a run that is cut off, ``stop_at``: the row whose
-reading fails. Beside the folder of a job its main process leaves ``<folder>.json`` with the loss curve or the
-error, and ``<folder>.safetensors`` with the weights; every process leaves ``<folder>.rows.<rank>``.
+JOBS.json lists the jobs: ``folder``, ``recipe``, ``taught`` if three of eight rows are (`Blend`) and, for a
+run that is cut off, ``stop_at``: the row whose reading fails. Beside the folder of a job its main process
+leaves ``<folder>.json`` with the loss curve or the error, and ``<folder>.safetensors`` with the weights;
+every process leaves ``<folder>.rows.<rank>``.
 """
 
 import json
 import sys
+from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,8 +21,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from skipwise import processes
 from skipwise.config import TrainingRecipe
+from skipwise.data.blend import Blend
 from skipwise.data.rows import Rows
-from skipwise.data.skips import PoSE
+from skipwise.data.skips import Contiguous, PoSE
 from skipwise.errors import SkipwiseError
 from skipwise.train.engine import train
 from skipwise.train.sharding import load_device
@@ -42,7 +45,7 @@ class PlugPulledError(Exception):
     """Ends a run in the middle, as a lost machine would."""
 
 
-class NotedRows(Rows):
+class Noted:
     """Rows that write down which of them were read, and fail at one."""
 
     stop_at = None
@@ -55,8 +58,24 @@ class NotedRows(Rows):
         return super().__getitem__(index)
 
 
-def make_model():
-    torch.manual_seed(0)
+class NotedRows(Noted, Rows):
+    """PoSE rows."""
+
+
+class NotedBlend(Noted, Blend):
+    """PoSE rows, and contiguous ones that are taught."""
+
+
+def make_rows(recipe, *, taught):
+    pose, steps, rows = PoSE(16, 64), recipe.steps, recipe.rows_per_step
+    if not taught:
+        return NotedRows(Counting(), pose, count=steps * rows, seed=3)
+    kinds, shares = [pose, Contiguous(16, 64)], [Fraction(5, 8), Fraction(3, 8)]
+    return NotedBlend([Counting()] * 2, kinds, shares, steps=steps, rows_per_step=rows, seed=3, taught=[1])
+
+
+def make_model(seed=0):
+    torch.manual_seed(seed)
     config = AutoConfig.for_model(
         "llama",
         vocab_size=97,
@@ -82,11 +101,12 @@ def run(job, device=None):
     folder = Path(job["folder"])
     recipe = TrainingRecipe(**job["recipe"])
     model = make_model().to(device or load_device(recipe))
-    rows = NotedRows(Counting(), PoSE(16, 64), count=recipe.steps * recipe.rows_per_step, seed=3)
+    teacher = make_model(seed=1) if job.get("taught") else None
+    rows = make_rows(recipe, taught=job.get("taught"))
     rows.stop_at = job.get("stop_at")
     rows.log = folder.with_name(f"{folder.name}.rows.{processes.join().process_index}")
     try:
-        result = train(model, rows, recipe, folder, seed=0)
+        result = train(model, rows, recipe, folder, seed=0, teacher=teacher)
     except PlugPulledError:
         return {"cut": True}
     except SkipwiseError as error:

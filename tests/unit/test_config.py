@@ -20,6 +20,7 @@ from skipwise.config import (
 from skipwise.errors import InputError
 
 LEAST = {"model": "some/model", "target_length": 4096}
+TAUGHT = {"files": ["a"], "share": 0.1, "sampler": "contiguous", "taught": True}
 
 
 @pytest.mark.parametrize(
@@ -116,6 +117,26 @@ def test_lengths_in_a_recipe():
             {"data": {"beside": [{"files": ["a"], "share": 0.1, "packed": True}]}},
             ("data.beside.0.packed = True: no such key, did you mean data.beside.pack?",),
         ),
+        (
+            {"data": {"beside": [TAUGHT, TAUGHT | {"sampler": None}]}},
+            ("data.beside.1: taught rows are short ones: set its sampler to contiguous",),
+        ),
+        (
+            {"data": {"beside": [TAUGHT | {"sampler": "contiguous:0.5,pose:0.5"}]}},
+            ("data.beside.0: taught rows are short ones: set its sampler to contiguous",),
+        ),
+        (
+            {"sampler": {"name": "full-length"}, "data": {"beside": [TAUGHT]}},
+            ("data.beside: taught rows are short ones, and beside full-length rows all are: leave it out",),
+        ),
+        (
+            {"training": {"sharding": "fsdp2"}, "data": {"beside": [TAUGHT]}},
+            ("data.beside: taught needs the untouched model whole: leave it out with shards",),
+        ),
+        (
+            {"training": {"deepspeed": "zero.json"}, "data": {"beside": [TAUGHT]}},
+            ("data.beside: taught needs the untouched model whole",),
+        ),
         ({"data": {"fiels": ["a"]}}, ("data.fiels = ['a']: no such key, did you mean data.files?",)),
         (
             {"training": {"rows_per_step": 7, "micro_batch": 3}},
@@ -189,6 +210,13 @@ def test_what_names_no_sampler(name):
     names = "pose, randpos, contiguous, full-length, cream, balanced"
     rule = f"must be one of {names}, or a mixture such as pose:0.8,contiguous:0.2"
     assert str(error.value) == f"the recipe does not hold: sampler.name = {name!r}: {rule}"
+
+
+def test_taught_parts_that_can_be():
+    two = [TAUGHT, TAUGHT | {"sampler": None}, TAUGHT | {"sampler": "pose", "taught": False}]
+    recipe = make_recipe(LEAST | {"sampler": {"name": "contiguous"}, "data": {"beside": two}})
+    assert [each.taught for each in recipe.data.beside] == [True, True, False]
+    assert make_recipe(LEAST | {"data": {"beside": [TAUGHT]}}).sampler.name == "pose"
 
 
 def test_shares_are_exact():

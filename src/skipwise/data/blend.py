@@ -34,7 +34,8 @@ class Blend:
 
     ``taught``: the numbers of the parts whose rows are learned from the untouched model.
 
-    Raises ValueError for samplers whose rows would not fit into one batch, and for taught rows that skip.
+    Raises ValueError for samplers whose rows would not fit into one batch, and for taught rows that
+    skip or have the target length.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class Blend:
         seed: int,
         taught: Collection[int] = (),
     ) -> None:
-        if any(not isinstance(samplers[part], Contiguous) for part in taught):
+        if any(type(samplers[part]) is not Contiguous for part in taught):  # full-length rows are so as well
             raise ValueError("rows that the untouched model teaches must be contiguous: it knows no others")
         self.taught = frozenset(taught)
         self.sampler, self.seed, self.rows_per_step = together(samplers, shares), seed, rows_per_step

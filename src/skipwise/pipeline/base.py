@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from skipwise.config import Recipe, save_recipe
 from skipwise.errors import InputError
 from skipwise.files import disk_errors
 from skipwise.models.hints import check_stock_config
 from skipwise.models.load import Checkpoint, find_checkpoint, load_config, load_tokenizer
+from skipwise.models.sharpen import sharpen
 from skipwise.rope import extend_rope, model_window
 
 
@@ -46,11 +47,24 @@ def find_base(recipe: Recipe) -> Base:
             f"a train_length of {train_length} is larger than the model's window of {window} tokens: "
             "lower it, or allow_longer_rows"
         )
+    if train_length > window and any(each.taught for each in recipe.data.beside):
+        raise InputError(
+            f"data.beside: taught rows of {train_length} tokens are longer than the window of {window} in "
+            "which the untouched model can teach: lower train_length, or leave taught out"
+        )
     if train_length > target:
         raise InputError(f"a train_length of {train_length} is larger than the target_length of {target}")
     extended = extend_rope(config, target, recipe.interpolation, recipe.interpolation_options)
     lengths = tuple(sorted(set(recipe.evaluation.lengths))) or _doublings(window, target)
     return Base(checkpoint, config, extended, load_tokenizer(checkpoint), window, train_length, lengths)
+
+
+def sharpened(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
+    """``model``, loaded with the extended config, with the attention factor that its config cannot hold."""
+    factor = recipe.interpolation_options.get("attention_factor")
+    if recipe.interpolation in ("abf", "ntk") and isinstance(factor, int | float):
+        sharpen(model, factor)
+    return model
 
 
 def _doublings(window: int, target: int) -> tuple[int, ...]:

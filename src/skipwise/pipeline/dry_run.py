@@ -206,12 +206,13 @@ def _tokenizer(checkpoint: Checkpoint, recipe: Recipe) -> list[str]:
 
 def _parts(recipe: Recipe, wanted: Variant) -> Iterator[str]:
     """What each part of the text is, if there are several."""
-    files = [recipe.data.files, *(part.files for part in recipe.data.beside)]
-    packed = [False, *(part.pack for part in recipe.data.beside)]
-    for each, joined, share, sampler in zip(files, packed, recipe.data.shares, wanted.samplers, strict=True):
-        if len(files) > 1:
-            rows = f"{percent(share)} {title(sampler)}{', packed' if joined else ''}"
-            yield f"{rows}: {', '.join(each) or 'data.files names none'}"
+    data, beside = recipe.data, recipe.data.beside
+    files = [data.files, *(part.files for part in beside)]
+    told = ["", *(", packed" * part.pack + ", taught" * part.taught for part in beside)]
+    for each, how, share, sampler in zip(files, told, data.shares, wanted.samplers, strict=True):
+        if beside:
+            named = ", ".join(each) or "data.files names none"
+            yield f"{percent(share)} {title(sampler)}{how}: {named}"
 
 
 def _some_text(recipe: Recipe, cache: Path) -> tuple[str, list[str]]:

@@ -25,7 +25,7 @@ from skipwise.evals.perplexity import Perplexity
 from skipwise.evals.run import Task, evaluate
 from skipwise.files import write_json
 from skipwise.models.load import Checkpoint, load_model
-from skipwise.pipeline.base import Base, claim, find_base
+from skipwise.pipeline.base import Base, claim, find_base, sharpened
 from skipwise.pipeline.corpus import Corpus, read_corpus
 from skipwise.pipeline.training import Say, release, trained
 from skipwise.pipeline.variants import Variant, variants
@@ -114,6 +114,8 @@ def _open(recipe: Recipe, base: Base, variant: Variant, output: Path) -> LocalRe
         attention=recipe.attention,
         device=default_device(),
     )
+    if variant.config is not None and not variant.folder:
+        sharpened(model, recipe)  # what was exported has it already
     subject = describe(model.config, base.tokenizer, name=variant.name, checkpoint=checkpoint)
     words = {"title": variant.title, "description": variant.description, "dtype": "float32"}
     if variant.folder:

@@ -19,7 +19,7 @@ from skipwise.evals.passkey import share_found
 from skipwise.export.checkpoint import export_checkpoint
 from skipwise.files import disk_errors, write_json
 from skipwise.models.load import load_model
-from skipwise.pipeline.base import Base
+from skipwise.pipeline.base import Base, sharpened
 from skipwise.pipeline.corpus import Corpus
 from skipwise.pipeline.parts import blend, described, facts
 from skipwise.pipeline.variants import Variant
@@ -33,6 +33,7 @@ from skipwise.train.adapters import (
     quantization,
 )
 from skipwise.train.planned import wants_checkpointing
+from skipwise.train.selection import train_only
 from skipwise.train.sharding import load_device
 
 Say = Callable[[str], None]
@@ -65,7 +66,7 @@ def _train(
     assert variant.folder is not None
     with disk_errors(output):
         result = engine.train(
-            _load(recipe, base, variant),
+            _load(recipe, base, variant, taught=bool(rows.taught)),
             rows,
             recipe.training,
             output / "train" / variant.name,
@@ -93,7 +94,7 @@ def _train(
     }
 
 
-def _load(recipe: Recipe, base: Base, variant: Variant) -> PreTrainedModel:
+def _load(recipe: Recipe, base: Base, variant: Variant, *, taught: bool) -> PreTrainedModel:
     """The model to train, on its device, with adapters if the recipe says so."""
     training, device = recipe.training, load_device(recipe.training)
     config = variant.config or base.config
@@ -105,9 +106,14 @@ def _load(recipe: Recipe, base: Base, variant: Variant) -> PreTrainedModel:
         dtype=dtype,
         attention=recipe.attention,
         device=device,
-        gradient_checkpointing=wants_checkpointing(config, training, variant.sampler.row_length),
+        gradient_checkpointing=wants_checkpointing(
+            config, training, variant.sampler.row_length, taught=taught
+        ),
         quantization=quantization(training, dtype),
     )
+    if variant.config is not None:
+        sharpened(model, recipe)
+    train_only(model, training.only)
     if training.adapter is None:
         return model
     return add_adapter(model, training.adapter, dtype=WEIGHTS[training.weights], seed=recipe.seed)

@@ -49,7 +49,7 @@ class Settings:
     micro_batch: rows in one forward pass of one GPU. accumulates: whether an optimizer step has several of
     them. liger: its kernels for norms and MLPs. loss: fused (Liger's kernel), chunked (``logits_chunk``
     tokens at a time), or whole (the micro-batch at once). gpus: between which rows, weights, gradients and
-    moments are divided.
+    moments are divided. taught: whether the untouched model lies beside it, from which rows are learned.
     """
 
     row_length: int
@@ -65,6 +65,7 @@ class Settings:
     logits_chunk: int = 1024
     rank: int = 16
     gpus: int = 1
+    taught: bool = False
 
     @property
     def training(self) -> Training:
@@ -139,7 +140,12 @@ def _at_rest(size: ModelSize, settings: Settings) -> tuple[float, float, float]:
     if settings.method == "qlora":
         weights += NF4 * size.matrices + 2 * (size.parameters - size.matrices)
     moments = 2.0 * (1 + 4 / 256) if settings.optimizer == "adamw-8bit" else 2.0 * each
-    return weights / settings.gpus, each * trained / settings.gpus, moments * trained / settings.gpus
+    teacher = 2.0 * size.parameters if settings.taught else 0.0  # bfloat16, whole on each GPU
+    return (
+        weights / settings.gpus + teacher,
+        each * trained / settings.gpus,
+        moments * trained / settings.gpus,
+    )
 
 
 def _activations(size: ModelSize, settings: Settings) -> float:

@@ -20,6 +20,7 @@ from skipwise.data.rows import TrainingRows
 from skipwise.train.arguments import training_arguments
 from skipwise.train.guards import ProbeFirst, StopOnBadLoss, StopOnSignal
 from skipwise.train.kernels import fast_kernels
+from skipwise.train.loss import restore_forward
 from skipwise.train.memory import explain_out_of_memory, micro_batch_for
 from skipwise.train.optimizers import optimizer_for
 from skipwise.train.planned import flops
@@ -76,10 +77,11 @@ def train(
     processes.make_folder(folder)
     device, length = train_device(model, recipe), rows.sampler.row_length
     empty = empty_copy(model) if is_sharded(recipe) else None  # as it is before kernels and sharding
+    stock = vars(model).get("forward")
     signals, progress = StopOnSignal(), ProgressLine(title)
     learned = taught_by(model, teacher, chunk=recipe.logits_chunk, compiled=recipe.compile)
     with fast_kernels(model, recipe, device, length), learned:
-        micro_batch = micro_batch_for(model, recipe, length)
+        micro_batch = micro_batch_for(model, recipe, length, taught=teacher is not None)
         arguments = training_arguments(recipe, folder, micro_batch=micro_batch, seed=seed, device=device)
         last_checkpoint = resume_point(folder)
         trainer = SkipTrainer(
@@ -102,7 +104,7 @@ def train(
         check_sharded(trainer, recipe, last_checkpoint)
         started = time.perf_counter()
         try:
-            with explain_out_of_memory(model, recipe, micro_batch, length):
+            with explain_out_of_memory(model, recipe, micro_batch, length, taught=teacher is not None):
                 trainer.train(resume_from_checkpoint=str(last_checkpoint) if last_checkpoint else None)
         finally:
             progress.stop()  # after ctrl-C too: a live line left behind hides the terminal's cursor
@@ -110,6 +112,7 @@ def train(
     seconds = time.perf_counter() - started
     # Accelerate leaves its autocast around model.forward; what is evaluated and exported must not have it.
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    restore_forward(model, stock)  # it leaves the class's without its decorators
     if empty is not None:
         model = whole_model(trainer, empty)
     return _result(model, trainer, seconds, recipe.steps * recipe.rows_per_step * length)

@@ -77,8 +77,8 @@ def _replace_forward(model: PreTrainedModel, chunk: int) -> None:
             return cast(CausalLMOutputWithPast, stock(self, *args, **given))
         items = inputs.pop("num_items_in_batch", None)
         run = MethodType(stock, self)
-        outputs = decoded(decoder_of(self), run, inputs)
-        return CausalLMOutputWithPast(loss=_loss(decoder_of(self), run, outputs, labels, items, chunk))
+        outputs = decoded(self, run, inputs)
+        return CausalLMOutputWithPast(loss=_loss(self, run, outputs, labels, items, chunk))
 
     # Trainer reads there what a model accepts. (With functools.wraps, Accelerate undoes this one too.)
     forward.__signature__ = signature(stock)  # type: ignore[attr-defined]
@@ -90,21 +90,12 @@ def labels_ahead(labels: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.pad(labels, (0, 1), value=IGNORED)[:, 1:]
 
 
-def logits_of(
-    model: PreTrainedModel, run: Callable[..., Any], outputs: Any, hidden: torch.Tensor
-) -> torch.Tensor:
-    """Logits that ``model``, by its own forward pass ``run``, makes of ``hidden`` (1, tokens, size).
-
-    ``outputs``: of its decoder, from which ``hidden`` is a part.
+def decoded(model: PreTrainedModel, run: Callable[..., Any], inputs: dict[str, Any]) -> Any:
+    """What the decoder of ``model``, whose forward pass is ``run``, makes of ``inputs``; the head sees one
+    token of each row.
     """
-    still = replace(outputs, last_hidden_state=hidden)
-    with _decoding_by(lambda *args, **inputs: still, decoder_of(model)):  # noqa: ARG005
-        return cast(torch.Tensor, run(use_cache=False).logits)
-
-
-def decoded(decoder: torch.nn.Module, run: Callable[..., Any], inputs: dict[str, Any]) -> Any:
-    """The decoder's outputs for ``inputs``; the head sees one token of each row."""
-    found, decode = [], decoder.forward
+    decoder, found = decoder_of(model), []
+    decode = decoder.forward
 
     def keep(*args: Any, **given: Any) -> Any:
         found.append(decode(*args, **given))
@@ -115,8 +106,20 @@ def decoded(decoder: torch.nn.Module, run: Callable[..., Any], inputs: dict[str,
     return found[0]
 
 
+def completed(
+    model: PreTrainedModel, run: Callable[..., Any], outputs: Any, hidden: torch.Tensor, **labels: Any
+) -> Any:
+    """What ``model``, whose forward pass is ``run``, goes on to make of ``hidden`` (rows, tokens, size).
+
+    ``outputs``: of its decoder, which stands still; ``hidden`` is a part of its last hidden states.
+    """
+    still = replace(outputs, last_hidden_state=hidden)
+    with _decoding_by(lambda *args, **inputs: still, decoder_of(model)):  # noqa: ARG005
+        return run(inputs_embeds=hidden, use_cache=False, **labels)  # some look at the shape of what comes in
+
+
 def _loss(
-    decoder: torch.nn.Module,
+    model: PreTrainedModel,
     run: Callable[..., Any],
     outputs: Any,
     labels: torch.Tensor,
@@ -130,10 +133,8 @@ def _loss(
         items = (targets != IGNORED).sum()
 
     def part(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        still = replace(outputs, last_hidden_state=hidden)
-        with _decoding_by(lambda *args, **inputs: still, decoder):  # noqa: ARG005
-            found = run(labels=targets, shift_labels=targets, num_items_in_batch=items, use_cache=False)
-        return cast(torch.Tensor, found.loss)
+        given = {"labels": targets, "shift_labels": targets, "num_items_in_batch": items}
+        return cast(torch.Tensor, completed(model, run, outputs, hidden, **given).loss)
 
     pieces = zip(hidden.split(chunk, 1), targets.split(chunk, 1), strict=True)
     return torch.stack([checkpoint(part, *piece, use_reentrant=False) for piece in pieces]).sum()

@@ -18,12 +18,14 @@ _SPARE = 0.04
 """Share of a GPU's memory kept free in the search: fragments, and what the rows of a real run add."""
 
 
-def micro_batch_for(model: PreTrainedModel, recipe: TrainingRecipe, row_length: int) -> int:
+def micro_batch_for(
+    model: PreTrainedModel, recipe: TrainingRecipe, row_length: int, *, taught: bool = False
+) -> int:
     """Rows in one forward pass of one device, as the recipe says, or as many as fit.
 
     ``auto`` tries forward and backward passes of growing size on the GPU, the optimizer's memory set aside,
     and takes the largest divisor of a device's rows that fits; every device takes the smallest found by any.
-    On a CPU it is 1. The weights are not changed.
+    On a CPU it is 1. The weights are not changed. ``taught``: some rows are, so both kinds are tried.
     """
     if recipe.micro_batch != "auto":
         return recipe.micro_batch
@@ -33,15 +35,18 @@ def micro_batch_for(model: PreTrainedModel, recipe: TrainingRecipe, row_length: 
     if model.device.type == "cuda":
         with _set_aside(model, recipe):
             for size in sizes:
-                if not _fits(model, recipe, size, row_length):
+                if not all(_fits(model, recipe, size, row_length, taught=kind) for kind in {False, taught}):
                     break
                 found = size
     return processes.smallest(found)
 
 
-def _fits(model: PreTrainedModel, recipe: TrainingRecipe, rows: int, row_length: int) -> bool:
-    """Whether one forward and backward pass of ``rows`` runs."""
+def _fits(
+    model: PreTrainedModel, recipe: TrainingRecipe, rows: int, row_length: int, *, taught: bool
+) -> bool:
+    """Whether one forward and backward pass of ``rows`` runs, all of them ``taught`` or none."""
     tokens = torch.zeros(rows, row_length, dtype=torch.long, device=model.device)
+    kind = {"taught": torch.ones_like(tokens[:, 0], dtype=torch.bool)} if taught else {}
     positions = torch.arange(row_length, device=model.device).expand(rows, -1)
     half = recipe.weights == "float32" and recipe.precision != "float32"
     was_training = model.training
@@ -54,6 +59,7 @@ def _fits(model: PreTrainedModel, recipe: TrainingRecipe, rows: int, row_length:
                 attention_mask=torch.ones_like(tokens),
                 labels=tokens,
                 use_cache=False,
+                **kind,
             ).loss.backward()
     except torch.OutOfMemoryError:
         return False
@@ -92,7 +98,12 @@ _WAYS_OUT = (
 
 @contextmanager
 def explain_out_of_memory(
-    model: PreTrainedModel, recipe: TrainingRecipe, micro_batch: int, row_length: int
+    model: PreTrainedModel,
+    recipe: TrainingRecipe,
+    micro_batch: int,
+    row_length: int,
+    *,
+    taught: bool = False,
 ) -> Iterator[None]:
     """Turn torch's out-of-memory error into one line that says what to lower."""
     try:
@@ -102,7 +113,7 @@ def explain_out_of_memory(
         if torch.cuda.is_available():
             total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
             held = f" after {torch.cuda.max_memory_allocated() / _GIB:.1f} of {total / _GIB:.1f} GiB"
-        said = needs(model, recipe, row_length, micro_batch)
+        said = needs(model, recipe, row_length, micro_batch, taught=taught)
         raise RunError(
             f"out of memory{held} in a step of {micro_batch} x {row_length} tokens: {_WAYS_OUT}"
             f"{f' ({said})' if said else ''}"

@@ -17,7 +17,9 @@ from skipwise.plan.speed import model_flops
 _GIB = 1024**3
 
 
-def settings_of(recipe: TrainingRecipe, row_length: int, micro_batch: int) -> Settings:
+def settings_of(
+    recipe: TrainingRecipe, row_length: int, micro_batch: int, *, taught: bool = False
+) -> Settings:
     """``recipe`` in the words of the plan; without Liger's kernels, which only take less."""
     adapter = recipe.adapter
     method: Method = "full"
@@ -36,20 +38,23 @@ def settings_of(recipe: TrainingRecipe, row_length: int, micro_batch: int) -> Se
         logits_chunk=recipe.logits_chunk or 1024,
         rank=adapter.rank if adapter else 16,
         gpus=processes.count() if recipe.sharding != "none" or recipe.deepspeed else 1,
+        taught=taught,
     )
 
 
-def wants_checkpointing(config: PretrainedConfig, recipe: TrainingRecipe, row_length: int) -> bool:
+def wants_checkpointing(
+    config: PretrainedConfig, recipe: TrainingRecipe, row_length: int, *, taught: bool = False
+) -> bool:
     """Whether activations are to be computed again instead of kept, as the recipe says.
 
-    ``auto``: if a step that keeps them would not fit on the GPU, by the plan.
+    ``auto``: if a step that keeps them would not fit on the GPU, by the plan; ``taught``: beside a teacher.
     """
     if recipe.gradient_checkpointing != "auto":
         return recipe.gradient_checkpointing
     if not torch.cuda.is_available():
         return False
     micro_batch = 1 if recipe.micro_batch == "auto" else recipe.micro_batch
-    settings = settings_of(recipe, row_length, micro_batch)
+    settings = settings_of(recipe, row_length, micro_batch, taught=taught)
     total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
     size = _size(config)
     return size is not None and training_memory(size, settings).total > USABLE * total
@@ -68,12 +73,14 @@ def flops(model: PreTrainedModel, recipe: TrainingRecipe, row_length: int) -> tu
     return model_flops(size, settings) / settings.tokens, processes.count() * gpu.tflops * 1e12
 
 
-def needs(model: PreTrainedModel, recipe: TrainingRecipe, row_length: int, micro_batch: int) -> str:
+def needs(
+    model: PreTrainedModel, recipe: TrainingRecipe, row_length: int, micro_batch: int, *, taught: bool = False
+) -> str:
     """What the plan says of the memory of a step, and of steps that take less: one sentence, or nothing."""
     size = _size(model.config)
     if size is None:
         return ""
-    settings = settings_of(recipe, row_length, micro_batch)
+    settings = settings_of(recipe, row_length, micro_batch, taught=taught)
     planned = training_memory(size, settings).total
     less = [
         f"{words} {total / _GIB:.1f} GiB"

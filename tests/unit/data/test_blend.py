@@ -146,3 +146,29 @@ def test_one_sampler_stands_for_all():
 def test_rows_of_two_lengths():
     with pytest.raises(ValueError, match="must have one row length"):
         together((PoSE(13, 101), FullLength(13, 101)), (Fraction(1, 2),) * 2)
+
+
+def taught_blend(taught, samplers=SAMPLERS):
+    sources = [Text(part, visits=3 + 2 * part) for part in range(3)]
+    return Blend(sources, samplers, SHARES, steps=9, rows_per_step=7, seed=4, taught=taught)
+
+
+@pytest.mark.parametrize("taught", [(), (2,), [0, 2]])
+def test_rows_of_taught_parts_say_so_and_are_the_same(taught):
+    samplers = (Contiguous(13, 101), PoSE(13, 101), Contiguous(13, 101))
+    rows, others = taught_blend(taught, samplers), blend_of(samplers=samplers)
+    assert [row.taught for row in rows] == [part in taught for part in parts_of(others)]
+    assert [content(row) for row in rows] == [content(row) for row in others]
+    assert rows.taught == set(taught)
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [PoSE(13, 101), PoSE(13, 101, 1), FullLength(13, 101), Mixture((Contiguous(13, 101),), (1.0,))],
+)
+def test_only_plain_contiguous_rows_can_be_taught(sampler):
+    """Full-length rows are contiguous too, and lie outside of what the untouched model knows."""
+    samplers = (sampler,) * 2 + (sampler if isinstance(sampler, FullLength) else Contiguous(13, 101),)
+    taught_blend((), samplers)
+    with pytest.raises(ValueError, match="must be contiguous: it knows no others"):
+        taught_blend((2, 1), samplers)

@@ -1,6 +1,7 @@
 """The collator: tensors of the right kind, the mask that keeps rows whole, padding, and labels left out."""
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -214,3 +215,16 @@ def test_no_rows_and_what_no_sampler_made_are_refused():
 def test_a_pad_that_no_vocabulary_has_is_refused(pad_token_id):
     with pytest.raises(ValueError, match=f"pad_token_id = {pad_token_id!r}: must be an id"):
         SkipCollator(pad_token_id)
+
+
+@pytest.mark.parametrize("taught", [(False, True), (True, True), (True,), (False, False), (False,)])
+def test_taught_rows_are_told_only_where_there_are_some(taught):
+    rng = np.random.default_rng(0)
+    rows = [replace(Contiguous(5, 13).sample(np.arange(9), rng), taught=each) for each in taught]
+    batch = SkipCollator()(rows)
+    if not any(taught):
+        assert "taught" not in batch
+        return
+    assert batch["taught"].dtype == torch.bool
+    assert tuple(batch["taught"].tolist()) == taught
+    assert batch["labels"].tolist() == [[0, 1, 2, 3, 4]] * len(taught)

@@ -73,7 +73,7 @@ def test_every_part_of_the_text_is_tried(demo_base, trainings, tmp_path):
     beside = [
         {"files": [str(tmp_path / "long.txt")], "share": 0.05, "content": "aligned"},
         {"files": [str(tmp_path / "short.jsonl"), "no.txt"], "share": 0.25, "text_column": "said"}
-        | {"sampler": "contiguous", "pack": True},
+        | {"sampler": "contiguous", "pack": True, "taught": True},
     ]
     files = {"files": [str(tmp_path / "long.txt")], "beside": beside}
     recipe = small(demo_base, train_length=100, data=files)
@@ -82,12 +82,13 @@ def test_every_part_of_the_text_is_tried(demo_base, trainings, tmp_path):
     assert found.parts == (
         f"70 % PoSE: {long}",
         f"5 % PoSE: {long}",
-        f"25 % Contiguous, packed: {short}, no.txt",
+        f"25 % Contiguous, packed, taught: {short}, no.txt",
     )
     assert found.sampler == "70 % PoSE, 5 % PoSE, 25 % Contiguous"
     assert found.not_tried == ("text: no.txt: no such file or folder",)
     ((_, rows, tried),) = trainings
     assert (tried.rows_per_step, [len(part) for part in rows.parts]) == (3, [2, 2, 2])
+    assert [row.taught for row in rows] == [False, False, True] * 2
     assert [part.sampler.passage_length for part in rows.parts] == [(100, 1000), (1000, 1000), (100, 100)]
     assert "wxyz" in module._some_text(recipe, tmp_path / "cache")[0]
 

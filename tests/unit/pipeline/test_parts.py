@@ -5,12 +5,13 @@ import re
 from itertools import pairwise
 
 import pytest
+import torch
 from transformers import AutoTokenizer
 
 from skipwise.config import make_recipe
 from skipwise.data.skips import Contiguous, FullLength, PoSE
 from skipwise.errors import InputError
-from skipwise.pipeline import extend
+from skipwise.pipeline import extend, train
 from skipwise.pipeline.base import find_base
 from skipwise.pipeline.corpus import read_corpus
 from skipwise.pipeline.parts import blend
@@ -34,11 +35,11 @@ def text(tmp_path):
     return tmp_path
 
 
-def recipe_of(demo_base, text, *, pack=True, sampler="contiguous", **values):
+def recipe_of(demo_base, text, *, pack=True, sampler="contiguous", taught=False, **values):
     beside = [
         {"files": [str(text / "recall.jsonl")], "share": 0.2},
         {"files": [str(text / "short.jsonl")], "share": 0.3, "text_column": "said"}
-        | {"sampler": sampler, "pack": pack},
+        | {"sampler": sampler, "pack": pack, "taught": taught},
     ]
     return make_recipe(
         {
@@ -60,14 +61,16 @@ def rows_of(recipe, text, number=-1):
 
 
 def test_a_comparison_of_several_kinds_of_text(demo_base, text, tmp_path, monkeypatch):
-    given, train, said = [], engine.train, []
+    given, teachers, train, said = [], [], engine.train, []
 
-    def note(model, rows, *args, **options):
+    def note(model, rows, *args, teacher, **options):
         given.append(rows)
-        return train(model, rows, *args, **options)
+        teachers.append((teacher.config.max_position_embeddings, model.config.max_position_embeddings))
+        assert all(map(torch.equal, teacher.state_dict().values(), model.state_dict().values()))
+        return train(model, rows, *args, teacher=teacher, **options)
 
     monkeypatch.setattr(engine, "train", note)
-    recipe = recipe_of(demo_base, text, control=True)
+    recipe = recipe_of(demo_base, text, taught=True, control=True)
     extend(recipe, tmp_path / "run", command="", say=said.append)
     control, wanted = given
     assert [type(part.sampler) for part in wanted.parts] == [PoSE, PoSE, Contiguous]
@@ -77,11 +80,15 @@ def test_a_comparison_of_several_kinds_of_text(demo_base, text, tmp_path, monkey
         assert [len(part) for part in rows.parts] == [10, 4, 6]
         assert len({part.seed for part in rows.parts}) == 3
         assert all(part.seed == part.passages.seed for part in rows.parts)
+        assert rows.taught == {2}  # of the control as well
+        assert sum(row.taught for row in rows) == 6
+    assert teachers == [(256, 1024)] * 2  # the model as it was published, each time
     assert [line for line in said if "training text" in line][3:] == [
         "      training text (data.files, 50 % of the rows, PoSE): 6 documents",
         "      training text (data.beside.0, 20 % of the rows, PoSE): 3 documents; "
         "1 shorter than 128 tokens are left out",
-        "      training text (data.beside.1, 30 % of the rows, Contiguous): 40 documents, packed",
+        "      training text (data.beside.1, 30 % of the rows, Contiguous): 40 documents, packed, "
+        "taught by the untouched model",
     ]
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["training"].keys() == {"contiguous", "pose-contiguous"}
@@ -99,6 +106,22 @@ def test_a_comparison_of_several_kinds_of_text(demo_base, text, tmp_path, monkey
     assert data[f"tokens seen in training ({title})"] == 20 * 128
     tokens = data["data.beside.1: tokens in the training documents"] + ANSWERS
     assert data[f"data.beside.1: passes over the text ({title})"] == round(6 * 128 / tokens, 2)
+
+
+def test_taught_rows_stay_in_the_window_of_the_untouched_model(demo_base, text):
+    longer = {"train_length": 512, "allow_longer_rows": True}
+    find_base(make_recipe(recipe_of(demo_base, text).model_dump() | longer))
+    recipe = make_recipe(recipe_of(demo_base, text, taught=True).model_dump() | longer)
+    with pytest.raises(
+        InputError, match=r"^data\.beside: taught rows of 512 tokens .* window of 256 in which"
+    ):
+        find_base(recipe)
+
+
+def test_no_teacher_is_loaded_for_rows_that_none_teaches(demo_base, text, tmp_path, monkeypatch):
+    monkeypatch.setattr("skipwise.pipeline.training._teacher", None)
+    recipe = recipe_of(demo_base, text, training={"steps": 1, "rows_per_step": 3, "report_to": []})
+    train(recipe, tmp_path / "run", command="", say=lambda _: None)
 
 
 def test_packed_rows_hold_whole_short_documents(demo_base, text):

@@ -1,5 +1,6 @@
 import copy
 import inspect
+from types import MethodType
 
 import pytest
 import torch
@@ -210,6 +211,20 @@ def test_a_forward_that_cannot_be_called_so_is_left_alone(make_model):
     )
     assert "TypeError" in chunk_the_loss(model, 8)
     assert model.forward is mine
+
+
+def test_a_forward_that_wants_to_see_its_input_can_be_cut(make_model):
+    """Gemma 4 compares the lengths of its hidden states and its input, Gemma 3 refuses to have none."""
+    model = make_model().train()
+    expected = outcome(model)
+
+    def forward(self, input_ids=None, inputs_embeds=None, **inputs):
+        assert (input_ids if inputs_embeds is None else inputs_embeds).shape[1] > 0
+        return type(self).forward(self, input_ids=input_ids, inputs_embeds=inputs_embeds, **inputs)
+
+    model.forward = MethodType(forward, model)
+    assert chunk_the_loss(model, 8) is None
+    assert_equal(expected, outcome(model))
 
 
 @pytest.mark.parametrize("training", [False, True])

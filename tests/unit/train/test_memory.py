@@ -1,5 +1,6 @@
 """The search for a micro-batch, and what an out-of-memory error says."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -7,6 +8,9 @@ import torch
 
 from skipwise.config import TrainingRecipe
 from skipwise.errors import RunError
+from skipwise.models.size import model_size
+from skipwise.plan.hardware import USABLE
+from skipwise.plan.memory import training_memory
 from skipwise.train import memory
 from skipwise.train.memory import explain_out_of_memory, micro_batch_for
 from skipwise.train.planned import needs, settings_of, wants_checkpointing
@@ -18,13 +22,16 @@ class OnGPU:
     device = torch.device("cuda")
     training = False
 
-    def __init__(self, most):
-        self.most = most
-        self.tried = []
+    def __init__(self, most, most_taught=0):
+        self.most, self.most_taught = most, most_taught
+        self.tried, self.kinds = [], []
 
     def __call__(self, input_ids, **inputs):
         self.tried.append(tuple(input_ids.shape))
-        if len(input_ids) > self.most:
+        taught = inputs.get("taught", torch.zeros(len(input_ids), dtype=torch.bool))
+        assert len(set(taught.tolist())) == 1
+        self.kinds.append(bool(taught.any()))
+        if len(input_ids) > (self.most_taught if taught.any() else self.most):
             raise torch.OutOfMemoryError("no room")
         return type("Outputs", (), {"loss": torch.ones((), requires_grad=True)})
 
@@ -55,6 +62,17 @@ def test_the_largest_divisor_that_fits(on_gpu, most, found):
     assert rows == sorted(rows)  # nothing is tried after a size that failed
     assert sum(each > most for each in rows) <= 1
     assert not model.training
+
+
+@pytest.mark.parametrize(("most", "most_taught", "found"), [(12, 3, 3), (4, 12, 4), (12, 12, 12), (6, 6, 6)])
+def test_rows_of_both_kinds_must_fit(on_gpu, most, most_taught, found):
+    model = OnGPU(most, most_taught)
+    recipe = TrainingRecipe(rows_per_step=12, micro_batch="auto")
+    assert micro_batch_for(model, recipe, 7, taught=True) == found
+    assert set(model.kinds) == {False, True}
+    alone = OnGPU(most)
+    micro_batch_for(alone, recipe, 7)
+    assert set(alone.kinds) == {False}
 
 
 def test_a_number_is_taken_and_a_cpu_gets_one(make_model):
@@ -103,3 +121,29 @@ def test_activations_are_kept_where_they_fit(make_model, monkeypatch, said, memo
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     recipe = TrainingRecipe(gradient_checkpointing=said, rows_per_step=4, micro_batch="auto")
     assert wants_checkpointing(make_model().config, recipe, 512) is wanted
+
+
+def test_the_untouched_model_is_counted_where_it_teaches(make_model, monkeypatch):
+    """In bfloat16, whole on each GPU: two bytes a parameter."""
+    model = make_model()
+    size, count = model_size(model.config), sum(each.numel() for each in model.parameters())
+    for sharding in ("none", "fsdp2"):
+        recipe = TrainingRecipe(sharding=sharding, rows_per_step=8)
+        alone, beside = (
+            training_memory(size, replace(settings_of(recipe, 64, 2, taught=taught), gpus=2))
+            for taught in (False, True)
+        )
+        assert beside.total - alone.total == 2 * count
+    monkeypatch.setattr("skipwise.train.planned._GIB", 1024)  # it is a tiny model
+    assert needs(model, recipe, 8192, 4, taught=True) != needs(model, recipe, 8192, 4)
+
+
+def test_activations_are_not_kept_if_the_teacher_takes_their_place(make_model, monkeypatch):
+    model, recipe = make_model(), TrainingRecipe(rows_per_step=4, micro_batch=1)
+    needed = training_memory(model_size(model.config), settings_of(recipe, 512, 1)).total
+    properties = SimpleNamespace(total_memory=(needed + 1000) / USABLE)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    assert not wants_checkpointing(model.config, recipe, 512)
+    assert wants_checkpointing(model.config, recipe, 512, taught=True)
