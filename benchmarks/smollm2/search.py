@@ -140,6 +140,16 @@ def rows_of(task: dict[str, Any], tokens: Tokens, tokenizer: Any) -> Blend:
     )
 
 
+def read_tokens(files: list[Path]) -> Tokens:
+    """The documents of every kind in ``files``."""
+    tokens: Tokens = {}
+    for file in files:
+        with np.load(file) as arrays:
+            for kind in (each for each in arrays if not each.endswith("_lengths")):
+                tokens[kind] = np.split(arrays[kind], np.cumsum(arrays[f"{kind}_lengths"])[:-1])
+    return tokens
+
+
 def opened(task: dict[str, Any], checkpoint: Checkpoint) -> PreTrainedModel:
     """The model to train, extended."""
     config = load_config(checkpoint)
@@ -273,11 +283,7 @@ def main() -> None:
     exact_matmuls()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    tokens: Tokens = {}
-    for file in options.text:
-        with np.load(file) as arrays:
-            for kind in (each for each in arrays if not each.endswith("_lengths")):
-                tokens[kind] = np.split(arrays[kind], np.cumsum(arrays[f"{kind}_lengths"])[:-1])
+    tokens = read_tokens(options.text)
     started, longest = time.perf_counter(), 0.0
     for changes in json.loads(options.grid.read_text(encoding="utf-8")):
         began = time.perf_counter()
