@@ -84,7 +84,7 @@ def test_every_part_of_the_text_is_tried(demo_base, trainings, tmp_path):
         f"5 % PoSE: {long}",
         f"25 % Contiguous, packed, taught: {short}, no.txt",
     )
-    assert found.sampler == "70 % PoSE, 5 % PoSE, 25 % Contiguous"
+    assert found.sampler == "75 % PoSE, 25 % Contiguous"
     assert found.not_tried == ("text: no.txt: no such file or folder",)
     ((_, rows, tried),) = trainings
     assert (tried.rows_per_step, [len(part) for part in rows.parts]) == (3, [2, 2, 2])
