@@ -10,12 +10,20 @@ from transformers import PreTrainedTokenizerFast
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "smollm2"))
 import recall
+import recall_facts
+import recall_words as words
 
 STORY = (
     "He looked at the harbour, and the captain said nothing for a while. Mr. Brown walked along the river!\n"
     '"Where is the ferry?" asked the miller. Nobody knew; it had\nleft at seven, in fog and rain.\n\n'
 )
-WORDS = [recall.FIRST, recall.LAST, recall.NOUNS, recall.ADJECTIVES, recall.SYLLABLES]
+WORDS = [
+    words.FIRST,
+    words.LAST,
+    words.NOUNS,
+    words.ADJECTIVES,
+    words.SYLLABLES,
+]
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +37,7 @@ def tokenizer():
         vocab_size=1200, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )
     model.train_from_iterator(
-        [STORY, *recall.STATEMENTS, *recall.PLAIN_SENTENCES, *map(" ".join, WORDS)], trainer
+        [STORY, *words.STATEMENTS, *words.PLAIN_SENTENCES, *map(" ".join, WORDS)], trainer
     )
     return PreTrainedTokenizerFast(tokenizer_object=model, clean_up_tokenization_spaces=False)
 
@@ -41,8 +49,8 @@ def novels(tokenizer):
     lines = [line for line in STORY.splitlines() if line]
     texts = []
     for count in (900, 40):
-        drawn = rng.integers([len(lines), len(recall.FIRST), len(recall.LAST)], size=(count, 3))
-        some = [f"{recall.FIRST[j]} {n} {recall.LAST[k]}: {lines[i]}" for n, (i, j, k) in enumerate(drawn)]
+        drawn = rng.integers([len(lines), len(words.FIRST), len(words.LAST)], size=(count, 3))
+        some = [f"{words.FIRST[j]} {n} {words.LAST[k]}: {lines[i]}" for n, (i, j, k) in enumerate(drawn)]
         some[100::100] = [f"{each} She lost her needle." for each in some[100::100]]
         texts.append("\n".join(some))
     return [np.array(tokenizer(text)["input_ids"], dtype=np.uint16) for text in texts]
@@ -111,12 +119,12 @@ def test_text_that_holds_such_wording_is_found():
 
 
 def test_there_is_enough_variety():
-    assert len(set(recall.STATEMENTS + recall.LINES)) >= 30
-    assert len({name for kinds in recall.KINDS.values() for _, names in kinds for name in names}) >= 40
-    assert len(recall.FORMS) >= 12
-    assert len(recall.PLAIN_SENTENCES) >= 60
-    kinds = recall.Draw(np.random.default_rng(0), ["lantern"])
+    assert len(set(words.STATEMENTS + words.LINES)) >= 30
+    assert len({name for kinds in words.KINDS.values() for _, names in kinds for name in names}) >= 40
+    assert len(words.FORMS) >= 12
+    assert len(words.PLAIN_SENTENCES) >= 60
+    kinds = recall_facts.Draw(np.random.default_rng(0), ["lantern"])
     assert {len(kinds.value("number")) for _ in range(400)} == set(range(1, 10))
     assert not any(
-        recall.forbidden(text) for text in [*recall.STATEMENTS, *recall.LINES, *recall.PLAIN_SENTENCES]
+        recall.forbidden(text) for text in [*words.STATEMENTS, *words.LINES, *words.PLAIN_SENTENCES]
     )
