@@ -6,7 +6,8 @@ NOVELS holds `train.parquet` and `dev.parquet` (README.md). The model is that of
 unless --model names another copy of it. Made in OUT, each step only if it is not there yet: `text` (what
 `tokens.py`, `selftext.py` and `recall.py` beside this file write), `run` (`skipwise train` with
 `flagship.yaml`; the model is `run/checkpoint`), `judged.jsonl` (`search.py` on the untouched model and on the
-flagship, a line each) and `prompts.md`. Needs one GPU.
+flagship, a line each) and `prompts.md`. `text/other.npz`, if `other.py` made it, is judged on too.
+Needs one GPU.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ from skipwise.evals.ruler import Ruler
 from skipwise.evals.run import evaluate
 from skipwise.export.checkpoint import export_checkpoint
 from skipwise.models.load import Checkpoint, find_checkpoint, load_config, load_model, load_tokenizer
-from skipwise.models.sharpen import sharpen
+from skipwise.pipeline.base import sharpened
 from skipwise.rope import extend_rope
 from skipwise.scores import Score
 from skipwise.train.engine import train
@@ -156,8 +156,7 @@ def opened(task: dict[str, Any], checkpoint: Checkpoint) -> PreTrainedModel:
     if task["interpolation"] != "untouched":
         config = extend_rope(config, task["target"], task["interpolation"], task["rope"])
     model = load_model(checkpoint, config, device=default_device())
-    if task["interpolation"] in ("abf", "ntk") and "attention_factor" in task["rope"]:
-        sharpen(model, task["rope"]["attention_factor"])
+    sharpened(model, task["interpolation"], task["rope"])
     train_only(model, task["only"])
     return model
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,10 +60,12 @@ def find_base(recipe: Recipe) -> Base:
     return Base(checkpoint, config, extended, load_tokenizer(checkpoint), window, train_length, lengths)
 
 
-def sharpened(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
+def sharpened(
+    model: PreTrainedModel, interpolation: str, options: Mapping[str, float | list[float]]
+) -> PreTrainedModel:
     """``model``, loaded with the extended config, with the attention factor that its config cannot hold."""
-    factor = recipe.interpolation_options.get("attention_factor")
-    if recipe.interpolation in ("abf", "ntk") and isinstance(factor, int | float):
+    factor = options.get("attention_factor")
+    if interpolation in ("abf", "ntk") and isinstance(factor, int | float):
         sharpen(model, factor)
     return model
 

@@ -115,7 +115,7 @@ def _open(recipe: Recipe, base: Base, variant: Variant, output: Path) -> LocalRe
         device=default_device(),
     )
     if variant.config is not None and not variant.folder:
-        sharpened(model, recipe)  # what was exported has it already
+        sharpened(model, recipe.interpolation, recipe.interpolation_options)  # exported ones have it
     subject = describe(model.config, base.tokenizer, name=variant.name, checkpoint=checkpoint)
     words = {"title": variant.title, "description": variant.description, "dtype": "float32"}
     if variant.folder:

@@ -112,7 +112,7 @@ def _load(recipe: Recipe, base: Base, variant: Variant, *, taught: bool) -> PreT
         quantization=quantization(training, dtype),
     )
     if variant.config is not None:
-        sharpened(model, recipe)
+        sharpened(model, recipe.interpolation, recipe.interpolation_options)
     train_only(model, training.only)
     if training.adapter is None:
         return model
